@@ -58,13 +58,75 @@ fn read(clock: libc::clockid_t) -> u64 {
 /// Writes nanoseconds since 1970 as RFC 3339 in UTC with nine decimals.
 #[must_use]
 pub fn rfc3339(wall_ns: u64) -> String {
-    use jiff::fmt::temporal::DateTimePrinter;
-    static PRINTER: DateTimePrinter = DateTimePrinter::new().precision(Some(9));
-    let mut out = String::with_capacity(32);
-    match jiff::Timestamp::from_nanosecond(i128::from(wall_ns)) {
-        Ok(time) if PRINTER.print_timestamp(&time, &mut out).is_ok() => out,
-        _ => "1970-01-01T00:00:00.000000000Z".to_owned(),
+    Rfc3339::new(wall_ns).as_str().to_owned()
+}
+
+/// A moment as RFC 3339 in UTC with nine decimals, on the stack: every event
+/// carries two or more of them, so writing one must cost nothing.
+///
+/// ```
+/// use vahti_runtime::clock::Rfc3339;
+/// assert_eq!(Rfc3339::new(5).as_str(), "1970-01-01T00:00:00.000000005Z");
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct Rfc3339 {
+    text: [u8; 30],
+}
+
+impl Rfc3339 {
+    /// The moment `wall_ns` nanoseconds after 1970 began. All of `u64` fits:
+    /// it ends in 2554.
+    #[must_use]
+    pub fn new(wall_ns: u64) -> Self {
+        let (secs, nanos) = (wall_ns / 1_000_000_000, wall_ns % 1_000_000_000);
+        let (year, month, day) = civil_date(secs / 86_400);
+        let second = secs % 86_400;
+        let mut text = *b"0000-00-00T00:00:00.000000000Z";
+        digits(&mut text[0..4], year);
+        digits(&mut text[5..7], month);
+        digits(&mut text[8..10], day);
+        digits(&mut text[11..13], second / 3_600);
+        digits(&mut text[14..16], second / 60 % 60);
+        digits(&mut text[17..19], second % 60);
+        digits(&mut text[20..29], nanos);
+        Rfc3339 { text }
     }
+
+    /// The text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        // Digits and punctuation only, so this never falls back.
+        std::str::from_utf8(&self.text).unwrap_or("")
+    }
+}
+
+fn digits(out: &mut [u8], mut value: u64) {
+    for digit in out.iter_mut().rev() {
+        // A remainder by 10 fits.
+        *digit = b'0' + (value % 10) as u8;
+        value /= 10;
+    }
+}
+
+/// Year, month and day of a day counted from 1970-01-01, in the Gregorian
+/// calendar. Years are taken from March on, so that the leap day comes last
+/// and months before it have fixed lengths of 153 days in five.
+fn civil_date(days: u64) -> (u64, u64, u64) {
+    const DAYS_IN_400_YEARS: u64 = 146_097;
+    // Days from 0000-03-01 to 1970-01-01.
+    let days = days + 719_468;
+    let (era, day_of_era) = (days / DAYS_IN_400_YEARS, days % DAYS_IN_400_YEARS);
+    let year_of_era =
+        (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let (month, carry) = if month_from_march < 10 {
+        (month_from_march + 3, 0)
+    } else {
+        (month_from_march - 9, 1)
+    };
+    (era * 400 + year_of_era + carry, month, day)
 }
 
 #[cfg(test)]
@@ -87,5 +149,16 @@ mod tests {
             rfc3339(1_700_000_000_000_000_005),
             "2023-11-14T22:13:20.000000005Z"
         );
+    }
+
+    #[test]
+    fn every_day_until_the_last_is_written_as_a_calendar_has_it() {
+        const DAY_NS: u64 = 86_400_000_000_000;
+        for day in 0..=u64::MAX / DAY_NS {
+            let ns = day * DAY_NS + day % DAY_NS;
+            let expected = jiff::Timestamp::from_nanosecond(i128::from(ns)).unwrap();
+            assert_eq!(rfc3339(ns), format!("{expected:.9}"));
+        }
+        assert_eq!(rfc3339(u64::MAX), "2554-07-21T23:34:33.709551615Z");
     }
 }

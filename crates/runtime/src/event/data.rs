@@ -69,7 +69,7 @@ impl std::fmt::Debug for Comm {
 #[must_use]
 pub fn escape(bytes: &[u8]) -> Cow<'_, str> {
     if let Ok(text) = std::str::from_utf8(bytes)
-        && !text.chars().any(must_escape)
+        && ((is_plain_ascii(bytes) && !bytes.contains(&b'\\')) || !text.chars().any(must_escape))
     {
         return Cow::Borrowed(text);
     }
@@ -87,6 +87,31 @@ pub fn escape(bytes: &[u8]) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// Shows text made by a program, such as an error's message, so that it can
+/// do no harm: as [`escape`] does, but a backslash stays as it is, so that a
+/// name inside it that was escaped before is not escaped twice.
+///
+/// ```
+/// use vahti_runtime::event::escape_text;
+/// assert_eq!(escape_text(r"a\x1b of two\nlines"), r"a\x1b of two\nlines");
+/// assert_eq!(escape_text("a\u{1b}[31m"), r"a\x1b[31m");
+/// ```
+#[must_use]
+pub fn escape_text(text: &str) -> Cow<'_, str> {
+    if is_plain_ascii(text.as_bytes()) || !text.chars().any(is_unsafe) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if is_unsafe(c) {
+            push_hex(&mut out, c.encode_utf8(&mut [0; 4]).as_bytes());
+        } else {
+            out.push(c);
+        }
+    }
+    Cow::Owned(out)
+}
+
 fn push_hex(out: &mut String, bytes: &[u8]) {
     for byte in bytes {
         out.push_str("\\x");
@@ -96,9 +121,20 @@ fn push_hex(out: &mut String, bytes: &[u8]) {
     }
 }
 
+/// The common case, checked several bytes at a time.
+fn is_plain_ascii(bytes: &[u8]) -> bool {
+    bytes
+        .iter()
+        .fold(true, |plain, b| plain & (0x20..0x7f).contains(b))
+}
+
 fn must_escape(c: char) -> bool {
-    c == '\\'
-        || c.is_control()
+    c == '\\' || is_unsafe(c)
+}
+
+/// Whether a character controls a terminal, reorders text or hides in it.
+pub(super) fn is_unsafe(c: char) -> bool {
+    c.is_control()
         || matches!(c,
             '\u{061c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}'
             | '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}'
