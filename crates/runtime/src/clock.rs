@@ -18,18 +18,13 @@ impl ClockPair {
     /// Samples both clocks.
     #[must_use]
     pub fn now() -> Self {
-        ClockPair {
-            boot_ns: read(libc::CLOCK_BOOTTIME),
-            wall_ns: read(libc::CLOCK_REALTIME),
-        }
+        ClockPair { boot_ns: read(libc::CLOCK_BOOTTIME), wall_ns: read(libc::CLOCK_REALTIME) }
     }
 
     /// The wall clock at a moment given by the boot clock.
     #[must_use]
     pub fn wall_of(&self, boot_ns: u64) -> u64 {
-        self.wall_ns
-            .saturating_add(boot_ns)
-            .saturating_sub(self.boot_ns)
+        self.wall_ns.saturating_add(boot_ns).saturating_sub(self.boot_ns)
     }
 }
 
@@ -40,10 +35,7 @@ pub fn boot_now_ns() -> u64 {
 }
 
 fn read(clock: libc::clockid_t) -> u64 {
-    let mut time = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: 0,
-    };
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `time` is a valid, writable timespec for the length of the call.
     let result = unsafe { libc::clock_gettime(clock, &mut time) };
     if result != 0 {
@@ -121,11 +113,8 @@ fn civil_date(days: u64) -> (u64, u64, u64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let month_from_march = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let (month, carry) = if month_from_march < 10 {
-        (month_from_march + 3, 0)
-    } else {
-        (month_from_march - 9, 1)
-    };
+    let (month, carry) =
+        if month_from_march < 10 { (month_from_march + 3, 0) } else { (month_from_march - 9, 1) };
     (era * 400 + year_of_era + carry, month, day)
 }
 
@@ -135,20 +124,14 @@ mod tests {
 
     #[test]
     fn wall_time_follows_the_boot_clock_within_a_pair() {
-        let pair = ClockPair {
-            boot_ns: 100,
-            wall_ns: 5_000,
-        };
+        let pair = ClockPair { boot_ns: 100, wall_ns: 5_000 };
         assert_eq!(pair.wall_of(90), 4_990);
         assert_eq!(pair.wall_of(110), 5_010);
     }
 
     #[test]
     fn times_are_written_with_nanoseconds() {
-        assert_eq!(
-            rfc3339(1_700_000_000_000_000_005),
-            "2023-11-14T22:13:20.000000005Z"
-        );
+        assert_eq!(rfc3339(1_700_000_000_000_000_005), "2023-11-14T22:13:20.000000005Z");
     }
 
     #[test]

@@ -48,11 +48,7 @@ pub struct SamplingConfig {
 
 impl Default for SamplingConfig {
     fn default() -> Self {
-        SamplingConfig {
-            enabled: false,
-            default_rate: 1.0,
-            rules: Vec::new(),
-        }
+        SamplingConfig { enabled: false, default_rate: 1.0, rules: Vec::new() }
     }
 }
 
@@ -242,11 +238,7 @@ pub struct InvalidField {
 
 impl fmt::Display for InvalidField {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{} is {}, but must be {}",
-            self.path, self.value, self.bound
-        )
+        write!(f, "{} is {}, but must be {}", self.path, self.value, self.bound)
     }
 }
 
@@ -286,10 +278,7 @@ impl Config {
     /// ```
     #[must_use]
     pub fn for_observer(name: &str) -> Self {
-        Config {
-            name: name.to_owned(),
-            ..Config::default()
-        }
+        Config { name: name.to_owned(), ..Config::default() }
     }
 
     /// Checks every value against its bound.
@@ -300,10 +289,7 @@ impl Config {
         let mut check = Check::default();
         let name_ok = !self.name.is_empty()
             && self.name.len() <= MAX_NAME
-            && self
-                .name
-                .bytes()
-                .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
+            && self.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
         check.that(name_ok, "name", &format!("{:?}", self.name), || {
             format!("1 to {MAX_NAME} lowercase letters, digits and hyphens")
         });
@@ -325,9 +311,7 @@ impl Config {
 
 fn is_label(label: &str) -> bool {
     let mut bytes = label.bytes();
-    bytes
-        .next()
-        .is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
+    bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
         && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
@@ -350,19 +334,9 @@ impl SamplingConfig {
 impl BackpressureConfig {
     fn check(&self, check: &mut Check) {
         check.range("backpressure.queue_size", self.queue_size, 1, 10_000_000);
-        check.range(
-            "backpressure.max_bytes",
-            self.max_bytes,
-            ByteSize(4096),
-            ByteSize(16 << 30),
-        );
+        check.range("backpressure.max_bytes", self.max_bytes, ByteSize(4096), ByteSize(16 << 30));
         check.range("backpressure.max_retries", self.max_retries, 0, 1_000);
-        check.duration(
-            "backpressure.drain_interval",
-            self.drain_interval,
-            1,
-            HOUR_MS,
-        );
+        check.duration("backpressure.drain_interval", self.drain_interval, 1, HOUR_MS);
     }
 }
 
@@ -378,19 +352,9 @@ const HOUR_MS: u64 = 3_600_000;
 impl RetryConfig {
     fn check(&self, check: &mut Check) {
         check.range("failure.retry.max_attempts", self.max_attempts, 1, 1_000);
-        check.duration(
-            "failure.retry.initial_delay",
-            self.initial_delay,
-            1,
-            HOUR_MS,
-        );
+        check.duration("failure.retry.initial_delay", self.initial_delay, 1, HOUR_MS);
         let lowest = u64::try_from(self.initial_delay.0.as_millis()).unwrap_or(u64::MAX);
-        check.duration(
-            "failure.retry.max_delay",
-            self.max_delay,
-            lowest,
-            24 * HOUR_MS,
-        );
+        check.duration("failure.retry.max_delay", self.max_delay, lowest, 24 * HOUR_MS);
         check.that(
             (1.0..=100.0).contains(&self.multiplier),
             "failure.retry.multiplier",
@@ -410,11 +374,7 @@ impl Check {
     fn that(&mut self, ok: bool, path: &str, value: &str, bound: impl FnOnce() -> String) {
         if !ok {
             let (path, value) = (path.to_owned(), value.to_owned());
-            self.fields.push(InvalidField {
-                path,
-                value,
-                bound: bound(),
-            });
+            self.fields.push(InvalidField { path, value, bound: bound() });
         }
     }
 
@@ -426,12 +386,9 @@ impl Check {
     }
 
     fn range<T: PartialOrd + fmt::Display>(&mut self, path: &str, value: T, low: T, high: T) {
-        self.that(
-            low <= value && value <= high,
-            path,
-            &value.to_string(),
-            || format!("{low} to {high}"),
-        );
+        self.that(low <= value && value <= high, path, &value.to_string(), || {
+            format!("{low} to {high}")
+        });
     }
 
     fn duration(&mut self, path: &str, value: HumanDuration, low_ms: u64, high_ms: u64) {
@@ -441,13 +398,7 @@ impl Check {
     }
 
     fn finish(self) -> Result<(), InvalidConfig> {
-        if self.fields.is_empty() {
-            Ok(())
-        } else {
-            Err(InvalidConfig {
-                fields: self.fields,
-            })
-        }
+        if self.fields.is_empty() { Ok(()) } else { Err(InvalidConfig { fields: self.fields }) }
     }
 }
 
@@ -489,24 +440,15 @@ mod tests {
             keep_all: false,
         };
         let problem = first_problem(|c| c.sampling.rules = vec![rule]);
-        assert!(
-            problem.starts_with("sampling.rules[0].rate is 1.5"),
-            "{problem}"
-        );
+        assert!(problem.starts_with("sampling.rules[0].rate is 1.5"), "{problem}");
     }
 
     #[test]
     fn bounds_are_said_with_units() {
         let problem = first_problem(|c| c.backpressure.max_bytes = ByteSize(1));
-        assert_eq!(
-            problem,
-            "backpressure.max_bytes is 1B, but must be 4KiB to 16GiB"
-        );
+        assert_eq!(problem, "backpressure.max_bytes is 1B, but must be 4KiB to 16GiB");
         let problem = first_problem(|c| c.health.check_interval = HumanDuration(Duration::ZERO));
-        assert_eq!(
-            problem,
-            "health.check_interval is 0s, but must be 100ms to 1h"
-        );
+        assert_eq!(problem, "health.check_interval is 0s, but must be 100ms to 1h");
     }
 
     #[test]

@@ -136,9 +136,7 @@ pub enum EbpfRuntimeError<E: std::error::Error + 'static> {
 impl<M: EbpfManager> EbpfRuntime<M> {
     /// Takes a manager whose programs are to be attached by `start`.
     pub fn new(manager: M) -> Self {
-        EbpfRuntime {
-            state: Mutex::new(State::New(manager)),
-        }
+        EbpfRuntime { state: Mutex::new(State::New(manager)) }
     }
 
     /// Runs `attach`, then waits until all that it attached is proven.
@@ -195,9 +193,6 @@ impl<M: EbpfManager> EbpfRuntime<M> {
 
     /// Whether the programs are started and not stopped.
     pub fn is_healthy(&self) -> bool {
-        matches!(
-            *self.state.lock().unwrap_or_else(PoisonError::into_inner),
-            State::Running(_)
-        )
+        matches!(*self.state.lock().unwrap_or_else(PoisonError::into_inner), State::Running(_))
     }
 }

@@ -103,16 +103,11 @@ impl Origin {
         use std::sync::{Mutex, PoisonError};
         static ALL: Mutex<Vec<&'static Origin>> = Mutex::new(Vec::new());
         let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = all
-            .iter()
-            .find(|o| &*o.source == source && &*o.node == node)
-        {
+        if let Some(known) = all.iter().find(|o| &*o.source == source && &*o.node == node) {
             return known;
         }
-        let origin: &'static Origin = Box::leak(Box::new(Origin {
-            source: source.into(),
-            node: node.into(),
-        }));
+        let origin: &'static Origin =
+            Box::leak(Box::new(Origin { source: source.into(), node: node.into() }));
         all.push(origin);
         origin
     }
@@ -120,10 +115,7 @@ impl Origin {
     /// What an event carries until the pipeline stamps it.
     pub(crate) fn unset() -> &'static Origin {
         static UNSET: std::sync::OnceLock<Origin> = std::sync::OnceLock::new();
-        UNSET.get_or_init(|| Origin {
-            source: "".into(),
-            node: "".into(),
-        })
+        UNSET.get_or_init(|| Origin { source: "".into(), node: "".into() })
     }
 }
 
@@ -252,11 +244,8 @@ fn owned_len(text: &std::borrow::Cow<'static, str>) -> usize {
 }
 
 fn custom_size(custom: &Custom) -> usize {
-    let attributes: usize = custom
-        .attributes
-        .iter()
-        .map(|(key, value)| owned_len(key) + value_size(value))
-        .sum();
+    let attributes: usize =
+        custom.attributes.iter().map(|(key, value)| owned_len(key) + value_size(value)).sum();
     size_of::<Custom>() + owned_len(&custom.schema) + attributes
 }
 

@@ -44,11 +44,7 @@ struct FieldBuffer {
 
 impl FieldBuffer {
     fn new() -> Self {
-        Self {
-            inline: [0; 192],
-            len: 0,
-            spill: Vec::new(),
-        }
+        Self { inline: [0; 192], len: 0, spill: Vec::new() }
     }
 
     fn push(&mut self, field: &[u8]) {
@@ -181,14 +177,7 @@ impl fmt::Debug for SpanId {
 }
 
 fn process_hash(kind: &str, boot_id: &BootId, tgid: u32, start_boot_ns: u64) -> u128 {
-    identity_hash(
-        kind,
-        &[
-            &boot_id.0,
-            &tgid.to_le_bytes(),
-            &start_boot_ns.to_le_bytes(),
-        ],
-    )
+    identity_hash(kind, &[&boot_id.0, &tgid.to_le_bytes(), &start_boot_ns.to_le_bytes()])
 }
 
 /// The kernel's `/proc/sys/kernel/random/boot_id`: which boot of which machine.

@@ -42,9 +42,7 @@ impl RawRecord<'_> {
     /// since 1970, by this record's own pair of stamps.
     #[must_use]
     pub fn wall_of(&self, boot_ns: u64) -> u64 {
-        self.wall_ns
-            .saturating_sub(self.boot_ns)
-            .saturating_add(boot_ns)
+        self.wall_ns.saturating_sub(self.boot_ns).saturating_add(boot_ns)
     }
 }
 
@@ -99,10 +97,7 @@ pub struct LifecycleError {
 impl LifecycleError {
     /// An error that says what was being done.
     pub fn new(what: impl Into<String>) -> Self {
-        LifecycleError {
-            what: what.into(),
-            source: None,
-        }
+        LifecycleError { what: what.into(), source: None }
     }
 
     /// An error with what brought it about.
@@ -110,10 +105,7 @@ impl LifecycleError {
         what: impl Into<String>,
         source: impl Into<Box<dyn std::error::Error + Send + Sync>>,
     ) -> Self {
-        LifecycleError {
-            what: what.into(),
-            source: Some(source.into()),
-        }
+        LifecycleError { what: what.into(), source: Some(source.into()) }
     }
 }
 
@@ -125,9 +117,7 @@ impl fmt::Display for LifecycleError {
 
 impl std::error::Error for LifecycleError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.source
-            .as_ref()
-            .map(|s| &**s as &(dyn std::error::Error + 'static))
+        self.source.as_ref().map(|s| &**s as &(dyn std::error::Error + 'static))
     }
 }
 

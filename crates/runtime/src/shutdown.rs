@@ -27,12 +27,7 @@ pub struct ShutdownTrigger {
 #[must_use]
 pub fn channel() -> (ShutdownTrigger, Shutdown) {
     let (sender, receiver) = watch::channel(false);
-    (
-        ShutdownTrigger {
-            sender: Arc::new(sender),
-        },
-        Shutdown { receiver },
-    )
+    (ShutdownTrigger { sender: Arc::new(sender) }, Shutdown { receiver })
 }
 
 impl ShutdownTrigger {
@@ -44,9 +39,7 @@ impl ShutdownTrigger {
     /// Another receiver.
     #[must_use]
     pub fn subscribe(&self) -> Shutdown {
-        Shutdown {
-            receiver: self.sender.subscribe(),
-        }
+        Shutdown { receiver: self.sender.subscribe() }
     }
 }
 

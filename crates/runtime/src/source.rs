@@ -156,6 +156,12 @@ pub struct SourceCounts {
 pub trait SourceLedger: Send + Sync + fmt::Debug {
     /// The counters now.
     fn counts(&self) -> SourceCounts;
+
+    /// What of this source can't work here or was not proven lately; empty
+    /// means that all of it works.
+    fn degraded(&self) -> Vec<String> {
+        Vec::new()
+    }
 }
 
 /// Ends a [`Source::read`] that waits, from any thread.
@@ -194,14 +200,9 @@ pub trait Source: Send {
     /// Interrupts this source's reads.
     fn interrupter(&self) -> Arc<dyn Interrupt>;
 
-    /// The kernel and ring lines of the ledger, where the source has them.
+    /// The kernel and ring lines of the ledger, and what is degraded, where the
+    /// source has them. Asked for once, after `start`.
     fn ledger(&self) -> Option<Arc<dyn SourceLedger>> {
         None
-    }
-
-    /// What of this source can't work here or was not proven lately; empty
-    /// means that all of it works.
-    fn degraded(&self) -> Vec<String> {
-        Vec::new()
     }
 }

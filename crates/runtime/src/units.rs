@@ -41,43 +41,26 @@ pub struct UnitError {
 const DURATION: &str = "a duration: a whole number and one of ms, s, m, h, d (such as 500ms)";
 const SIZE: &str = "a size: a whole number and one of B, KiB, MiB, GiB (such as 4MiB)";
 
-const DURATION_UNITS: &[(&str, u64)] = &[
-    ("d", 86_400_000),
-    ("h", 3_600_000),
-    ("m", 60_000),
-    ("s", 1_000),
-    ("ms", 1),
-];
-const SIZE_UNITS: &[(&str, u64)] = &[
-    ("GiB", 1 << 30),
-    ("MiB", 1 << 20),
-    ("KiB", 1 << 10),
-    ("B", 1),
-];
+const DURATION_UNITS: &[(&str, u64)] =
+    &[("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+const SIZE_UNITS: &[(&str, u64)] =
+    &[("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
 fn parse(text: &str, units: &[(&str, u64)], expected: &'static str) -> Result<u64, UnitError> {
-    let error = || UnitError {
-        text: text.chars().take(40).collect(),
-        expected,
-    };
+    let error = || UnitError { text: text.chars().take(40).collect(), expected };
     let trimmed = text.trim();
     let digits = trimmed.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = trimmed.split_at(digits);
     let number: u64 = number.parse().map_err(|_| error())?;
     let unit = unit.trim_start();
-    let (_, scale) = units
-        .iter()
-        .find(|(name, _)| *name == unit)
-        .ok_or_else(error)?;
+    let (_, scale) = units.iter().find(|(name, _)| *name == unit).ok_or_else(error)?;
     number.checked_mul(*scale).ok_or_else(error)
 }
 
 /// The largest unit that leaves a whole number below 1,000, else the largest
 /// that leaves a whole number.
 fn show(value: u64, units: &[(&str, u64)], f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let unit = units
-        .iter()
-        .find(|(_, scale)| value >= *scale && value % *scale == 0);
+    let unit = units.iter().find(|(_, scale)| value >= *scale && value % *scale == 0);
     let (name, scale) = unit.copied().unwrap_or(("", 1));
     write!(f, "{}{name}", value / scale)
 }
@@ -124,11 +107,7 @@ impl fmt::Display for HumanDuration {
 
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0 == 0 {
-            f.write_str("0B")
-        } else {
-            show(self.0, SIZE_UNITS, f)
-        }
+        if self.0 == 0 { f.write_str("0B") } else { show(self.0, SIZE_UNITS, f) }
     }
 }
 
@@ -172,9 +151,7 @@ mod tests {
 
     #[test]
     fn what_is_shown_is_parsed_to_the_same_value() {
-        for ms in [
-            0, 1, 999, 1_000, 1_500, 90_000, 60_000, 3_600_000, 86_400_000,
-        ] {
+        for ms in [0, 1, 999, 1_000, 1_500, 90_000, 60_000, 3_600_000, 86_400_000] {
             let duration = HumanDuration(Duration::from_millis(ms));
             assert_eq!(duration.to_string().parse(), Ok(duration));
         }
@@ -185,16 +162,8 @@ mod tests {
 
     #[test]
     fn a_number_needs_its_unit_and_must_fit() {
-        for text in [
-            "5",
-            "s",
-            "-1s",
-            "1.5s",
-            "5 sec",
-            "",
-            "99999999999999999999s",
-            "213503982335d",
-        ] {
+        for text in ["5", "s", "-1s", "1.5s", "5 sec", "", "99999999999999999999s", "213503982335d"]
+        {
             assert!(text.parse::<HumanDuration>().is_err(), "{text}");
         }
         assert_eq!(

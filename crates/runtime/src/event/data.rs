@@ -20,11 +20,7 @@ impl Comm {
     #[must_use]
     pub fn new(bytes: &[u8]) -> Self {
         let mut comm = Comm::default();
-        let end = bytes
-            .iter()
-            .position(|b| *b == 0)
-            .unwrap_or(bytes.len())
-            .min(15);
+        let end = bytes.iter().position(|b| *b == 0).unwrap_or(bytes.len()).min(15);
         comm.bytes[..end].copy_from_slice(&bytes[..end]);
         comm
     }
@@ -32,11 +28,7 @@ impl Comm {
     /// The bytes before the first NUL.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
-        let end = self
-            .bytes
-            .iter()
-            .position(|b| *b == 0)
-            .unwrap_or(self.bytes.len());
+        let end = self.bytes.iter().position(|b| *b == 0).unwrap_or(self.bytes.len());
         &self.bytes[..end]
     }
 
@@ -123,9 +115,7 @@ fn push_hex(out: &mut String, bytes: &[u8]) {
 
 /// The common case, checked several bytes at a time.
 fn is_plain_ascii(bytes: &[u8]) -> bool {
-    bytes
-        .iter()
-        .fold(true, |plain, b| plain & (0x20..0x7f).contains(b))
+    bytes.iter().fold(true, |plain, b| plain & (0x20..0x7f).contains(b))
 }
 
 fn must_escape(c: char) -> bool {
@@ -377,11 +367,7 @@ mod tests {
     #[test]
     fn escaping_is_lossless() {
         assert_eq!(escape("säiliö".as_bytes()), "säiliö");
-        assert_eq!(
-            escape(b"a\\x1b"),
-            r"a\\x1b",
-            "a literal backslash stays distinguishable"
-        );
+        assert_eq!(escape(b"a\\x1b"), r"a\\x1b", "a literal backslash stays distinguishable");
         assert_eq!(escape("\u{202e}x".as_bytes()), r"\xe2\x80\xaex");
         assert_eq!(escape(b"\xc3"), r"\xc3");
     }
@@ -389,9 +375,6 @@ mod tests {
     #[test]
     fn a_comm_ends_at_its_first_nul_and_after_fifteen_bytes() {
         assert_eq!(Comm::new(b"sh\0rest").as_bytes(), b"sh");
-        assert_eq!(
-            Comm::new(b"0123456789abcdefgh").as_bytes(),
-            b"0123456789abcde"
-        );
+        assert_eq!(Comm::new(b"0123456789abcdefgh").as_bytes(), b"0123456789abcde");
     }
 }

@@ -107,11 +107,7 @@ impl Serialize for Event {
         entry(&mut map, "duration_us", self.duration_ns.map(micros))?;
         entry(&mut map, "process", ProcessView::of(self.process.as_ref()))?;
         entry(&mut map, "cgroup", self.cgroup.as_deref().map(CgroupView))?;
-        entry(
-            &mut map,
-            "container",
-            self.container.as_deref().map(ContainerView),
-        )?;
+        entry(&mut map, "container", self.container.as_deref().map(ContainerView))?;
         self.data(&mut map)?;
         self.weighing(&mut map)?;
         entry(&mut map, "unresolved", self.unresolved.map(UnresolvedView))?;
@@ -150,11 +146,7 @@ impl Event {
         entry(map, "last_time", last)?;
         // JSON has no infinity. The pipeline makes none; were one to come, a
         // line that parses is worth more than the weight.
-        let weight = if self.weight.is_finite() {
-            self.weight
-        } else {
-            1.0
-        };
+        let weight = if self.weight.is_finite() { self.weight } else { 1.0 };
         map.serialize_entry("weight", &weight)?;
         let sampled = (self.sampling_threshold != 0).then_some(self.sampling_threshold);
         entry(map, "sampling", sampled.map(SamplingView))

@@ -60,6 +60,12 @@ pub struct EventKind {
     priority: Priority,
     /// Row in [`EventKind::ALL`]; `u16::MAX` for kinds declared elsewhere.
     row: u16,
+    /// Whether a storm of them is folded into summaries.
+    folds: bool,
+    /// Hashes of type, and of type and subtype, for look-ups that need no
+    /// further hashing.
+    type_hash: u64,
+    subtype_hash: u64,
 }
 
 const CUSTOM_ROW: u16 = u16::MAX;
@@ -76,16 +82,19 @@ impl EventKind {
         subtype: &'static str,
         priority: Priority,
     ) -> Self {
-        Self {
-            name,
-            event_type,
-            subtype,
-            priority,
-            row: CUSTOM_ROW,
-        }
+        Self::row_of(CUSTOM_ROW, name, event_type, subtype, priority)
     }
 
-    const fn known(
+    /// Folds storms of this kind: within a second, what follows the first event
+    /// of a container (else process), peer and error code becomes one summary
+    /// with the exact count and only the fields that all of them shared.
+    /// Critical kinds never fold.
+    #[must_use]
+    pub const fn folding(self) -> Self {
+        Self { folds: matches!(self.priority, Priority::Normal), ..self }
+    }
+
+    const fn row_of(
         row: u16,
         name: &'static str,
         event_type: &'static str,
@@ -98,7 +107,35 @@ impl EventKind {
             subtype,
             priority,
             row,
+            folds: false,
+            type_hash: Self::hash_type(event_type),
+            subtype_hash: Self::hash_subtype(event_type, subtype),
         }
+    }
+
+    /// The hash that [`EventKind::type_hash`] gives, for a type from elsewhere.
+    pub(crate) const fn hash_type(event_type: &str) -> u64 {
+        spread(fnv(FNV_START, event_type.as_bytes()))
+    }
+
+    /// The hash that [`EventKind::subtype_hash`] gives.
+    pub(crate) const fn hash_subtype(event_type: &str, subtype: &str) -> u64 {
+        let hash = fnv(fnv(FNV_START, event_type.as_bytes()), &[0xff]);
+        spread(fnv(hash, subtype.as_bytes()))
+    }
+
+    pub(crate) const fn type_hash(&self) -> u64 {
+        self.type_hash
+    }
+
+    pub(crate) const fn subtype_hash(&self) -> u64 {
+        self.subtype_hash
+    }
+
+    /// Whether a storm of them is folded.
+    #[must_use]
+    pub const fn folds(&self) -> bool {
+        self.folds
     }
 
     /// The event name, such as `vahti.network.connection.refused`.
@@ -128,12 +165,26 @@ impl EventKind {
     /// The row in [`EventKind::ALL`], or `None` for a custom kind.
     #[must_use]
     pub const fn row(&self) -> Option<usize> {
-        if self.row == CUSTOM_ROW {
-            None
-        } else {
-            Some(self.row as usize)
-        }
+        if self.row == CUSTOM_ROW { None } else { Some(self.row as usize) }
     }
+}
+
+const FNV_START: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// FNV-1a: simple enough to be computed at compile time. 64 bits over names
+/// from source code and configuration: not an input that anybody else chooses.
+const fn fnv(mut hash: u64, bytes: &[u8]) -> u64 {
+    let mut i = 0;
+    while i < bytes.len() {
+        hash = (hash ^ bytes[i] as u64).wrapping_mul(0x0000_0100_0000_01b3);
+        i += 1;
+    }
+    hash
+}
+
+/// Hash tables look at the top bits, which FNV mixes least.
+const fn spread(hash: u64) -> u64 {
+    (hash ^ (hash >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9)
 }
 
 macro_rules! kinds {
@@ -141,7 +192,7 @@ macro_rules! kinds {
         $(
             $(#[$doc])*
             pub static $ident: EventKind =
-                EventKind::known($row, $name, $ty, $sub, Priority::$prio);
+                EventKind::row_of($row, $name, $ty, $sub, Priority::$prio).folding();
         )*
 
         impl EventKind {

@@ -55,10 +55,7 @@ impl Signal {
     /// ```
     #[must_use]
     pub fn standard_name(self) -> Option<&'static str> {
-        NAMES
-            .get(usize::from(self.0))
-            .copied()
-            .filter(|name| !name.is_empty())
+        NAMES.get(usize::from(self.0)).copied().filter(|name| !name.is_empty())
     }
 }
 

@@ -51,37 +51,23 @@ fn full(data: EventData) -> Event {
             cause: Some("the container ended".into()),
         }),
         process: Some(process),
-        cgroup: Some(Arc::new(Cgroup {
-            id: 77,
-            path: b"/docker/4f".to_vec().into(),
-            version: 2,
-        })),
-        container: Some(Arc::new(Container {
-            id: "4f".into(),
-            runtime: Some("docker"),
-        })),
+        cgroup: Some(Arc::new(Cgroup { id: 77, path: b"/docker/4f".to_vec().into(), version: 2 })),
+        container: Some(Arc::new(Container { id: "4f".into(), runtime: Some("docker") })),
         data,
         count: 20_000,
         first_ns: 1_700_000_000_000_000_001,
         last_ns: 1_700_000_000_900_000_000,
         weight: 4.0,
         sampling_threshold: 0xc0_0000_0000_0000,
-        unresolved: Some(Unresolved {
-            reason: "owner_unknown",
-        }),
+        unresolved: Some(Unresolved { reason: "owner_unknown" }),
         ..Event::new(&CONNECTION_REFUSED, Severity::Error)
     }
 }
 
 fn every_kind_of_data() -> Vec<EventData> {
-    let somebody = Some(ProcessRef {
-        pid: 9,
-        name: Comm::new(b"killer"),
-    });
-    let endpoint = |port| Endpoint {
-        address: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)),
-        port: Some(port),
-    };
+    let somebody = Some(ProcessRef { pid: 9, name: Comm::new(b"killer") });
+    let endpoint =
+        |port| Endpoint { address: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), port: Some(port) };
     vec![
         EventData::Network(Network {
             transport: Transport::Tcp,
@@ -145,10 +131,7 @@ fn described_paths(schema: &Json, prefix: &str, out: &mut BTreeSet<String>) {
 
 fn validator() -> jsonschema::Validator {
     let schema: Json = serde_json::from_str(JSON_SCHEMA).unwrap();
-    jsonschema::draft202012::options()
-        .should_validate_formats(true)
-        .build(&schema)
-        .unwrap()
+    jsonschema::draft202012::options().should_validate_formats(true).build(&schema).unwrap()
 }
 
 #[test]
@@ -196,12 +179,7 @@ fn a_refused_connection_is_written_as_the_contract_says() {
 #[test]
 fn keys_without_a_value_are_absent() {
     let json = parsed(&Event::new(&OOM_KILL, Severity::Fatal));
-    let keys: Vec<&str> = json
-        .as_object()
-        .unwrap()
-        .keys()
-        .map(String::as_str)
-        .collect();
+    let keys: Vec<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
     let expected = "schema id time observed_time name type subtype priority source node \
                     severity outcome count weight";
     assert_eq!(keys, expected.split_whitespace().collect::<Vec<_>>());
@@ -210,13 +188,7 @@ fn keys_without_a_value_are_absent() {
 #[test]
 fn numbers_that_readers_could_not_hold_are_text() {
     let mut event = full(EventData::None);
-    let cgroup = |id| {
-        Some(Arc::new(Cgroup {
-            id,
-            path: Box::default(),
-            version: 1,
-        }))
-    };
+    let cgroup = |id| Some(Arc::new(Cgroup { id, path: Box::default(), version: 1 }));
     event.cgroup = cgroup((1 << 53) - 1);
     assert_eq!(parsed(&event)["cgroup"]["id"], (1_u64 << 53) - 1);
     event.cgroup = cgroup(u64::MAX);
@@ -231,10 +203,8 @@ fn a_sampling_threshold_is_written_as_opentelemetry_does() {
         (0xfd_70a4_0000_0000, "fd70a4"),
         (0x00_0010_0000_0000, "00001"),
     ] {
-        let event = Event {
-            sampling_threshold: threshold,
-            ..Event::new(&OOM_KILL, Severity::Fatal)
-        };
+        let event =
+            Event { sampling_threshold: threshold, ..Event::new(&OOM_KILL, Severity::Fatal) };
         assert_eq!(parsed(&event)["sampling"]["threshold"], text);
     }
 }
@@ -295,9 +265,7 @@ fn any_value() -> impl Strategy<Value = Value> {
         any::<f64>().prop_map(Value::Double),
         any_text().prop_map(Value::Text),
     ];
-    leaf.prop_recursive(3, 16, 4, |inner| {
-        prop::collection::vec(inner, 0..4).prop_map(Value::List)
-    })
+    leaf.prop_recursive(3, 16, 4, |inner| prop::collection::vec(inner, 0..4).prop_map(Value::List))
 }
 
 fn any_endpoint() -> impl Strategy<Value = Endpoint> {
@@ -305,12 +273,8 @@ fn any_endpoint() -> impl Strategy<Value = Endpoint> {
 }
 
 fn any_somebody() -> impl Strategy<Value = Option<ProcessRef>> {
-    any::<Option<(u32, Vec<u8>)>>().prop_map(|somebody| {
-        somebody.map(|(pid, name)| ProcessRef {
-            pid,
-            name: Comm::new(&name),
-        })
-    })
+    any::<Option<(u32, Vec<u8>)>>()
+        .prop_map(|somebody| somebody.map(|(pid, name)| ProcessRef { pid, name: Comm::new(&name) }))
 }
 
 fn any_data() -> impl Strategy<Value = EventData> {
@@ -318,11 +282,7 @@ fn any_data() -> impl Strategy<Value = EventData> {
         |((tcp, ipv4), local, peer)| {
             EventData::Network(Network {
                 transport: if tcp { Transport::Tcp } else { Transport::Udp },
-                network_type: if ipv4 {
-                    NetworkType::Ipv4
-                } else {
-                    NetworkType::Ipv6
-                },
+                network_type: if ipv4 { NetworkType::Ipv4 } else { NetworkType::Ipv6 },
                 local,
                 peer,
             })
@@ -347,43 +307,20 @@ fn any_data() -> impl Strategy<Value = EventData> {
                 })
             },
         );
-    let classes = [
-        ExitClass::Normal,
-        ExitClass::Error,
-        ExitClass::Killed,
-        ExitClass::Oom,
-        ExitClass::Crash,
-    ];
-    let exit = (
-        any::<(Option<u8>, Option<u8>)>(),
-        prop::sample::select(classes.to_vec()),
-        any_somebody(),
-    )
-        .prop_map(|((code, signal), class, sender)| {
-            EventData::Exit(Exit {
-                code,
-                signal: signal.map(Signal),
-                class,
-                sender,
-            })
-        });
-    let custom = (
-        any_text(),
-        prop::collection::vec((any_text(), any_value()), 0..4),
-    )
-        .prop_map(|(schema, attributes)| {
-            EventData::Custom(Box::new(Custom { schema, attributes }))
-        });
+    let classes =
+        [ExitClass::Normal, ExitClass::Error, ExitClass::Killed, ExitClass::Oom, ExitClass::Crash];
+    let exit =
+        (any::<(Option<u8>, Option<u8>)>(), prop::sample::select(classes.to_vec()), any_somebody())
+            .prop_map(|((code, signal), class, sender)| {
+                EventData::Exit(Exit { code, signal: signal.map(Signal), class, sender })
+            });
+    let custom = (any_text(), prop::collection::vec((any_text(), any_value()), 0..4)).prop_map(
+        |(schema, attributes)| EventData::Custom(Box::new(Custom { schema, attributes })),
+    );
     prop_oneof![Just(EventData::None), network, oom, exit, custom]
 }
 
-type Identity = (
-    Option<u32>,
-    Option<Vec<u8>>,
-    Option<u32>,
-    Option<u32>,
-    Option<u64>,
-);
+type Identity = (Option<u32>, Option<Vec<u8>>, Option<u32>, Option<u32>, Option<u64>);
 
 fn any_event() -> impl Strategy<Value = Event> {
     let error = prop::option::of((any_text(), any_text(), prop::option::of(any_text())));
@@ -397,11 +334,7 @@ fn any_event() -> impl Strategy<Value = Event> {
             trace_id: TraceId(ids[1]),
             span_id: optional.map(|id| SpanId::from_hash(u128::from(id))),
             duration_ns: optional,
-            error: error.map(|(code, message, cause)| ErrorInfo {
-                code,
-                message,
-                cause,
-            }),
+            error: error.map(|(code, message, cause)| ErrorInfo { code, message, cause }),
             process: process.map(|(pid, name, uid, parent_pid, start_ns)| Process {
                 pid,
                 name: name.map(|name| Comm::new(&name)),
@@ -409,18 +342,11 @@ fn any_event() -> impl Strategy<Value = Event> {
                 parent_pid,
                 start_ns,
             }),
-            container: place.as_ref().map(|(_, _, _, id)| {
-                Arc::new(Container {
-                    id: id.as_str().into(),
-                    runtime: None,
-                })
-            }),
+            container: place
+                .as_ref()
+                .map(|(_, _, _, id)| Arc::new(Container { id: id.as_str().into(), runtime: None })),
             cgroup: place.map(|(id, path, first, _)| {
-                Arc::new(Cgroup {
-                    id,
-                    path: path.into(),
-                    version: if first { 1 } else { 2 },
-                })
+                Arc::new(Cgroup { id, path: path.into(), version: if first { 1 } else { 2 } })
             }),
             data,
             count: n[2],
@@ -428,10 +354,7 @@ fn any_event() -> impl Strategy<Value = Event> {
             last_ns: n[4],
             sampling_threshold: n[5],
             weight,
-            ..Event::new(
-                EventKind::ALL[n[6] as usize % EventKind::ALL.len()],
-                Severity::Error,
-            )
+            ..Event::new(EventKind::ALL[n[6] as usize % EventKind::ALL.len()], Severity::Error)
         },
     )
 }
@@ -439,9 +362,7 @@ fn any_event() -> impl Strategy<Value = Event> {
 fn assert_no_control_character(value: &Json, path: &str) {
     match value {
         Json::String(text) => assert!(!text.chars().any(is_unsafe), "{path}: {text:?}"),
-        Json::Array(items) => items
-            .iter()
-            .for_each(|item| assert_no_control_character(item, path)),
+        Json::Array(items) => items.iter().for_each(|item| assert_no_control_character(item, path)),
         Json::Object(members) => {
             for (key, member) in members.iter().filter(|(key, _)| *key != "attributes") {
                 assert_no_control_character(member, key);
@@ -462,11 +383,7 @@ fn any_event_is_one_harmless_line_that_fits_the_schema() {
         let json: Json = serde_json::from_str(body).expect("it parses");
         assert_no_control_character(&json, "");
         if let Err(error) = validator.validate(&json) {
-            return Err(TestCaseError::fail(format!(
-                "{} at {}",
-                error,
-                error.instance_path()
-            )));
+            return Err(TestCaseError::fail(format!("{} at {}", error, error.instance_path())));
         }
         Ok(())
     });

@@ -1,0 +1,214 @@
+//! Which span came last for an entity, and what caused a span.
+//!
+//! Bounded: what was used longest ago is forgotten first. A chain ends at its
+//! root, at what was forgotten, or before it would turn in a circle.
+
+use std::hash::{BuildHasherDefault, Hasher};
+use std::num::NonZeroUsize;
+use std::sync::{Mutex, PoisonError};
+
+use lru::LruCache;
+
+use crate::event::Event;
+use crate::ids::{EntityId, SpanId, TraceId};
+
+/// Ids are hashes already: their low half is as good as any further hash.
+#[derive(Default)]
+struct LowHalf(u64);
+
+impl Hasher for LowHalf {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 << 8) | u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        self.0 = id;
+    }
+
+    fn write_u128(&mut self, id: u128) {
+        self.0 = id as u64;
+    }
+}
+
+type Lru<K, V> = LruCache<K, V, BuildHasherDefault<LowHalf>>;
+
+/// A span and the trace that it is part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TrackedSpan {
+    /// The trace.
+    pub trace_id: TraceId,
+    /// The span.
+    pub span_id: SpanId,
+}
+
+/// Remembers the latest span of each entity and the parent of each span.
+///
+/// ```
+/// use vahti_runtime::causality::{CausalityTracker, TrackedSpan};
+/// use vahti_runtime::ids::{EntityId, SpanId, TraceId};
+///
+/// let tracker = CausalityTracker::new(1_000);
+/// let pod = EntityId::named("default/web-0");
+/// let span = TrackedSpan { trace_id: TraceId(7), span_id: SpanId::from_hash(9) };
+/// tracker.record(pod, span, None);
+/// assert_eq!(tracker.latest(pod), Some(span));
+/// ```
+#[derive(Debug)]
+pub struct CausalityTracker {
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+pub(crate) struct State {
+    latest: Lru<EntityId, TrackedSpan>,
+    parents: Lru<SpanId, SpanId>,
+}
+
+/// The longest chain that is followed: far more than any real one, few enough
+/// to be walked under a lock.
+const MAX_CHAIN: usize = 64;
+
+impl CausalityTracker {
+    /// Remembers at most this many entities and as many parents; 0 is taken
+    /// as 1.
+    #[must_use]
+    pub fn new(capacity: usize) -> Self {
+        let capacity = NonZeroUsize::new(capacity).unwrap_or(NonZeroUsize::MIN);
+        CausalityTracker {
+            state: Mutex::new(State {
+                latest: LruCache::with_hasher(capacity, BuildHasherDefault::default()),
+                parents: LruCache::with_hasher(capacity, BuildHasherDefault::default()),
+            }),
+        }
+    }
+
+    pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Remembers a span as the entity's latest, and its parent.
+    pub fn record(&self, entity: EntityId, span: TrackedSpan, parent: Option<SpanId>) {
+        self.lock().record(entity, span, parent);
+    }
+
+    /// The entity's latest span.
+    pub fn latest(&self, entity: EntityId) -> Option<TrackedSpan> {
+        self.lock().latest.get(&entity).copied()
+    }
+
+    /// The span that caused this one.
+    pub fn parent(&self, span: SpanId) -> Option<SpanId> {
+        self.lock().parents.get(&span).copied()
+    }
+
+    /// The span, its parent, and so on to the root. No span twice.
+    pub fn chain(&self, span: SpanId) -> Vec<SpanId> {
+        let mut state = self.lock();
+        let mut chain = vec![span];
+        let mut at = span;
+        while let Some(parent) = state.parents.get(&at).copied() {
+            if chain.len() == MAX_CHAIN || chain.contains(&parent) {
+                break;
+            }
+            chain.push(parent);
+            at = parent;
+        }
+        chain
+    }
+
+    /// How many entities are remembered.
+    pub fn len(&self) -> usize {
+        self.lock().latest.len()
+    }
+
+    /// Whether no entity is remembered.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl State {
+    fn record(&mut self, entity: EntityId, span: TrackedSpan, parent: Option<SpanId>) {
+        self.latest.put(entity, span);
+        self.record_parent(span.span_id, parent);
+    }
+
+    fn record_parent(&mut self, span: SpanId, parent: Option<SpanId>) {
+        if let Some(parent) = parent.filter(|parent| *parent != span) {
+            self.parents.put(span, parent);
+        }
+    }
+
+    /// Sets the event's parent from its cause where it has none, and remembers
+    /// the event. An event that adopts a parent joins the parent's trace, so
+    /// that the chain is one trace.
+    #[inline]
+    pub(crate) fn observe(&mut self, event: &mut Event) {
+        let Some(span_id) = event.span_id else { return };
+        if event.parent_span_id.is_none()
+            && let Some(cause) = event.cause
+            && let Some(caused_by) = self.latest.get(&cause).copied()
+            && caused_by.span_id != span_id
+        {
+            event.parent_span_id = Some(caused_by.span_id);
+            event.trace_id = caused_by.trace_id;
+        }
+        if event.parent_span_id == event.span_id {
+            event.parent_span_id = None;
+        }
+        if let Some(entity) = event.entity {
+            self.latest.put(entity, TrackedSpan { trace_id: event.trace_id, span_id });
+        }
+        self.record_parent(span_id, event.parent_span_id);
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    fn span(n: u128) -> SpanId {
+        SpanId::from_hash(n)
+    }
+
+    fn tracked(n: u128) -> TrackedSpan {
+        TrackedSpan { trace_id: TraceId(1), span_id: span(n) }
+    }
+
+    #[test]
+    fn a_chain_goes_to_the_root() {
+        let tracker = CausalityTracker::new(10);
+        let entity = EntityId::named("e");
+        tracker.record(entity, tracked(2), Some(span(1)));
+        tracker.record(entity, tracked(3), Some(span(2)));
+        assert_eq!(tracker.chain(span(3)), [span(3), span(2), span(1)]);
+        assert_eq!(tracker.latest(entity), Some(tracked(3)));
+    }
+
+    #[test]
+    fn a_circle_is_walked_once() {
+        let tracker = CausalityTracker::new(10);
+        tracker.record(EntityId::named("a"), tracked(1), Some(span(2)));
+        tracker.record(EntityId::named("b"), tracked(2), Some(span(1)));
+        assert_eq!(tracker.chain(span(1)), [span(1), span(2)]);
+        tracker.record(EntityId::named("c"), tracked(5), Some(span(5)));
+        assert_eq!(tracker.chain(span(5)), [span(5)]);
+    }
+
+    #[test]
+    fn what_was_used_longest_ago_is_forgotten_first() {
+        let tracker = CausalityTracker::new(2);
+        let [a, b, c] = ["a", "b", "c"].map(EntityId::named);
+        tracker.record(a, tracked(1), None);
+        tracker.record(b, tracked(2), None);
+        assert!(tracker.latest(a).is_some());
+        tracker.record(c, tracked(3), None);
+        assert_eq!((tracker.latest(b), tracker.len()), (None, 2));
+    }
+}

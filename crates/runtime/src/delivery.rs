@@ -1,0 +1,239 @@
+//! Takes events from lanes to one emitter, on a thread of its own.
+//!
+//! The worker drains its lanes round-robin, critical first, and hands batches
+//! to the emitter, one at a time. A slow or dead emitter fills its own lanes
+//! and holds up nobody else. What a batch came to is accounted to the lanes
+//! that its events came from.
+
+mod worker;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use crate::config::BackpressureConfig;
+use crate::doorbell::Doorbell;
+use crate::emitter::EventEmitter;
+use crate::event::Priority;
+use crate::lane::Lane;
+use crate::ledger::LaneLine;
+use crate::panic::{Panicked, contain};
+use crate::queue::QueueConfig;
+
+/// Makes an emitter: one at the start, a fresh one after a panic.
+pub type EmitterFactory = Box<dyn Fn() -> Box<dyn EventEmitter> + Send>;
+
+/// How an emitter is served.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct EmitterConfig {
+    /// How often a critical emitter tries a batch again.
+    pub max_retries: u32,
+    /// How long an event waits at most for a batch to fill.
+    pub drain_interval: Duration,
+    /// How long one call may take before it counts as failed (an emitter that
+    /// blocks its thread can't be interrupted; it is given up at the end).
+    pub emit_timeout: Duration,
+}
+
+impl Default for EmitterConfig {
+    fn default() -> Self {
+        let backpressure = BackpressureConfig::default();
+        EmitterConfig {
+            max_retries: backpressure.max_retries,
+            drain_interval: backpressure.drain_interval.0,
+            emit_timeout: Duration::from_secs(30),
+        }
+    }
+}
+
+/// How an emitter does.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EmitterState {
+    /// The last batch arrived, or there was none yet.
+    Working,
+    /// The last batch did not arrive; why.
+    Failing(String),
+    /// It has ended.
+    Ended,
+}
+
+#[derive(Debug)]
+struct Shared {
+    name: String,
+    lanes: Mutex<Vec<Arc<Lane>>>,
+    /// Goes up when a lane is added, so that the worker looks again.
+    lanes_version: AtomicU64,
+    bell: Arc<Doorbell>,
+    ending: AtomicBool,
+    /// Set when the time to drain is over; ends a wait between tries.
+    over: watch::Sender<bool>,
+    ended: watch::Sender<bool>,
+    state: Mutex<EmitterState>,
+    panics: AtomicU64,
+}
+
+/// One emitter and its worker, shared by the observers that emit to it.
+///
+/// Dropping the last handle ends the worker once its lanes are closed and
+/// empty; [`end`](EmitterHandle::end) waits for that.
+#[derive(Debug, Clone)]
+pub struct EmitterHandle {
+    shared: Arc<Shared>,
+    /// Dropped with the last handle; the worker holds `shared` only.
+    _last: Arc<EndOnDrop>,
+}
+
+#[derive(Debug)]
+struct EndOnDrop {
+    shared: Arc<Shared>,
+}
+
+impl Drop for EndOnDrop {
+    fn drop(&mut self) {
+        self.shared.begin_end();
+    }
+}
+
+/// Why an emitter could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum EmitterStartError {
+    /// Making it panicked.
+    #[error("the emitter could not be made")]
+    Panicked(#[from] Panicked),
+    /// Its thread or event loop could not be started.
+    #[error("the emitter's thread could not be started")]
+    Thread(#[from] std::io::Error),
+}
+
+impl EmitterHandle {
+    /// Makes the emitter and starts its worker.
+    ///
+    /// # Errors
+    /// The factory panicked, or the thread could not be started.
+    pub fn start(
+        factory: impl Fn() -> Box<dyn EventEmitter> + Send + 'static,
+        config: EmitterConfig,
+    ) -> Result<Self, EmitterStartError> {
+        let factory: EmitterFactory = Box::new(factory);
+        let emitter = contain("emitter factory", &factory)?;
+        let name = contain("emitter name", || emitter.name().to_owned())?;
+        let shared = Arc::new(Shared {
+            name: name.clone(),
+            lanes: Mutex::new(Vec::new()),
+            lanes_version: AtomicU64::new(0),
+            bell: Arc::new(Doorbell::new()),
+            ending: AtomicBool::new(false),
+            over: watch::Sender::new(false),
+            ended: watch::Sender::new(false),
+            state: Mutex::new(EmitterState::Working),
+            panics: AtomicU64::new(0),
+        });
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let worker = worker::Worker::new(Arc::clone(&shared), factory, emitter, config)?;
+        std::thread::Builder::new()
+            .name(thread_name("emit", &name))
+            .spawn(move || runtime.block_on(worker.run()))?;
+        let last = Arc::new(EndOnDrop { shared: Arc::clone(&shared) });
+        Ok(EmitterHandle { shared, _last: last })
+    }
+
+    /// The emitter's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// Adds an observer's lane.
+    pub(crate) fn add_lane(&self, observer: &str, backpressure: &BackpressureConfig) -> Arc<Lane> {
+        let config = QueueConfig {
+            capacity: backpressure.queue_size,
+            max_bytes: backpressure.max_bytes.as_usize(),
+            policy: backpressure.drop_policy,
+        };
+        let lane = Arc::new(Lane::new(observer, &self.shared.name, config));
+        self.shared.lock_lanes().push(Arc::clone(&lane));
+        self.shared.lanes_version.fetch_add(1, Ordering::Release);
+        lane
+    }
+
+    pub(crate) fn bell(&self) -> Arc<Doorbell> {
+        Arc::clone(&self.shared.bell)
+    }
+
+    /// How it does.
+    #[must_use]
+    pub fn state(&self) -> EmitterState {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How often it panicked and was made anew.
+    #[must_use]
+    pub fn panics(&self) -> u64 {
+        self.shared.panics.load(Ordering::Relaxed)
+    }
+
+    /// The lane lines of all observers that emit to it.
+    #[must_use]
+    pub fn lane_lines(&self) -> Vec<LaneLine> {
+        self.shared.lock_lanes().iter().map(|lane| lane.line()).collect()
+    }
+
+    /// Ends it: what its closed lanes still hold is delivered until the
+    /// deadline; what is left then is counted as dropped at shutdown. Returns
+    /// whether the worker came to its end in time (one that blocks its thread
+    /// is left behind).
+    pub async fn end(&self, deadline: tokio::time::Instant) -> bool {
+        self.shared.begin_end();
+        let mut ended = self.shared.ended.subscribe();
+        if tokio::time::timeout_at(deadline, ended.wait_for(|ended| *ended)).await.is_ok() {
+            return true;
+        }
+        self.give_up();
+        // A worker that only waited between two tries ends at once.
+        let grace = Duration::from_millis(50);
+        tokio::time::timeout(grace, ended.wait_for(|ended| *ended)).await.is_ok()
+    }
+
+    fn give_up(&self) {
+        for lane in self.shared.lock_lanes().iter() {
+            lane.give_up();
+        }
+        self.shared.over.send_replace(true);
+        self.shared.bell.ring();
+    }
+}
+
+impl Shared {
+    fn lock_lanes(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Lane>>> {
+        self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn begin_end(&self) {
+        for lane in self.lock_lanes().iter() {
+            lane.close();
+        }
+        self.ending.store(true, Ordering::Release);
+        self.bell.ring();
+    }
+
+    fn set_state(&self, state: EmitterState) {
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+    }
+
+    fn has_work(&self) -> bool {
+        self.lock_lanes().iter().any(|lane| lane.has_work())
+    }
+
+    fn waiting(&self) -> usize {
+        let lanes = self.lock_lanes();
+        lanes.iter().map(|l| Priority::ALL.map(|p| l.waiting(p)).iter().sum::<usize>()).sum()
+    }
+}
+
+/// A thread's name: the kernel keeps 15 bytes of it.
+pub(crate) fn thread_name(role: &str, name: &str) -> String {
+    let name: String = name.chars().filter(|c| !c.is_control()).take(40).collect();
+    format!("{role}-{name}")
+}

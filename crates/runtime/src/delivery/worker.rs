@@ -1,0 +1,326 @@
+//! The worker: gather, emit, account, try again.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::{EmitterConfig, EmitterFactory, EmitterState, Shared};
+use crate::backoff::{Jitter, emit_delay};
+use crate::emitter::{Delivery, EmitOutcome, EventEmitter};
+use crate::event::{Event, Priority};
+use crate::lane::{Lane, Settlement};
+use crate::ledger::{DropReason, Tally};
+use crate::panic::{ContainError, Panicked, contain, contain_future, contain_with_timeout};
+
+pub(super) struct Worker {
+    shared: Arc<Shared>,
+    factory: EmitterFactory,
+    emitter: Box<dyn EventEmitter>,
+    config: EmitterConfig,
+    critical: bool,
+    max_batch: usize,
+    min_batch: usize,
+    lanes: Vec<Arc<Lane>>,
+    lanes_version: u64,
+    /// Which lane is served first next time.
+    turn: usize,
+    batch: Batch,
+    jitter: Jitter,
+    over: watch::Receiver<bool>,
+}
+
+/// Events and where each came from.
+#[derive(Default)]
+struct Batch {
+    events: Vec<Arc<Event>>,
+    /// Lane and its epoch, for each event.
+    from: Vec<(u32, u64)>,
+}
+
+/// What became of a call.
+struct Answer {
+    outcome: EmitOutcome,
+}
+
+impl Worker {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        factory: EmitterFactory,
+        emitter: Box<dyn EventEmitter>,
+        config: EmitterConfig,
+    ) -> Result<Self, Panicked> {
+        let (critical, max_batch, min_batch) = contain("emitter settings", || {
+            (emitter.is_critical(), emitter.max_batch(), emitter.min_batch())
+        })?;
+        let jitter = Jitter::new(&shared.name);
+        let over = shared.over.subscribe();
+        Ok(Worker {
+            shared,
+            factory,
+            emitter,
+            config,
+            critical,
+            max_batch: max_batch.max(1),
+            min_batch: min_batch.clamp(1, max_batch.max(1)),
+            lanes: Vec::new(),
+            lanes_version: 0,
+            turn: 0,
+            batch: Batch::default(),
+            jitter,
+            over,
+        })
+    }
+
+    pub(super) async fn run(mut self) {
+        loop {
+            self.look_for_lanes();
+            self.gather_with_patience().await;
+            if !self.batch.events.is_empty() {
+                self.deliver().await;
+                continue;
+            }
+            if self.is_over() {
+                break;
+            }
+            let shared = Arc::clone(&self.shared);
+            let known = self.lanes_version;
+            let has_news = || {
+                shared.has_work()
+                    || shared.ending.load(Ordering::Acquire)
+                    || shared.lanes_version.load(Ordering::Acquire) != known
+            };
+            self.shared.bell.wait(has_news).await;
+        }
+        self.close().await;
+    }
+
+    fn is_over(&self) -> bool {
+        self.shared.ending.load(Ordering::Acquire)
+            && (*self.over.borrow() || self.lanes.iter().all(|lane| lane.is_settled()))
+    }
+
+    fn look_for_lanes(&mut self) {
+        let version = self.shared.lanes_version.load(Ordering::Acquire);
+        if version != self.lanes_version {
+            self.lanes = self.shared.lock_lanes().clone();
+            self.lanes_version = version;
+        }
+    }
+
+    /// Takes what is there; an emitter whose requests are dear waits for more,
+    /// `drain_interval` at the longest.
+    async fn gather_with_patience(&mut self) {
+        let patient = self.min_batch > 1 && !self.shared.ending.load(Ordering::Acquire);
+        let waiting = if patient { self.shared.waiting() } else { 0 };
+        if waiting > 0 && waiting < self.min_batch {
+            let until = tokio::time::Instant::now() + self.config.drain_interval;
+            let shared = Arc::clone(&self.shared);
+            let enough = self.min_batch;
+            let full = async {
+                while shared.waiting() < enough && !shared.ending.load(Ordering::Acquire) {
+                    let before = shared.waiting();
+                    shared.bell.wait(|| shared.waiting() != before).await;
+                }
+            };
+            if tokio::time::timeout_at(until, full).await.is_err() {
+                tracing::trace!(emitter = %self.shared.name, "sends what there is");
+            }
+        }
+        self.gather();
+    }
+
+    /// Round-robin between observers, critical first.
+    fn gather(&mut self) {
+        let Batch { events, from } = &mut self.batch;
+        let lanes = self.lanes.len();
+        for priority in Priority::ALL {
+            for offset in 0..lanes {
+                let room = self.max_batch - events.len();
+                if room == 0 {
+                    break;
+                }
+                let index = (self.turn + offset) % lanes;
+                // A fair share of what is left, so that a noisy observer can't
+                // keep another out of the batch.
+                let share = room.div_ceil(lanes - offset);
+                let before = events.len();
+                let epoch = self.lanes[index].take(priority, share, events);
+                let taken = events.len() - before;
+                from.extend(std::iter::repeat_n((index as u32, epoch), taken));
+            }
+        }
+        self.turn = if lanes == 0 { 0 } else { (self.turn + 1) % lanes };
+    }
+
+    /// Emits the batch until nothing of it is left.
+    async fn deliver(&mut self) {
+        let mut failures = 0u32;
+        loop {
+            let answer = self.emit().await;
+            let (hint, reason) = self.account(answer);
+            if self.batch.events.is_empty() {
+                self.note(reason);
+                return;
+            }
+            let reason = reason.unwrap_or_else(|| "no reason given".to_owned());
+            self.shared.set_state(EmitterState::Failing(reason));
+            let retries = if self.critical { self.config.max_retries } else { 0 };
+            if failures >= retries {
+                let why = if self.critical {
+                    DropReason::RetriesExhausted
+                } else {
+                    DropReason::TriedOnce
+                };
+                self.drop_rest(why);
+                return;
+            }
+            failures += 1;
+            let delay = emit_delay(failures, hint, &mut self.jitter);
+            if self.sleep_unless_over(delay).await {
+                // What is in flight was given up and counted already.
+                self.batch.events.clear();
+                self.batch.from.clear();
+                return;
+            }
+        }
+    }
+
+    fn note(&self, reason: Option<String>) {
+        self.shared.set_state(match reason {
+            None => EmitterState::Working,
+            Some(reason) => EmitterState::Failing(reason),
+        });
+    }
+
+    async fn sleep_unless_over(&mut self, delay: Duration) -> bool {
+        let over = self.over.wait_for(|over| *over);
+        tokio::time::timeout(delay, over).await.is_ok()
+    }
+
+    async fn emit(&mut self) -> Answer {
+        let limit = self.config.emit_timeout;
+        let batch = &self.batch.events;
+        let emitter = &mut self.emitter;
+        let result = contain_with_timeout(&self.shared.name, limit, |_| emitter.emit(batch)).await;
+        let outcome = match result {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                let reason = error.to_string();
+                if let ContainError::Panicked(panicked) = error {
+                    self.replace(&panicked);
+                }
+                EmitOutcome::Retryable { reason, retry_after: None }
+            }
+        };
+        Answer { outcome }
+    }
+
+    /// State is never used again after a panic.
+    fn replace(&mut self, panicked: &Panicked) {
+        self.shared.panics.fetch_add(1, Ordering::Relaxed);
+        tracing::error!(emitter = %self.shared.name, error = %panicked, "emitter panicked; made anew");
+        match contain("emitter factory", &self.factory) {
+            Ok(fresh) => {
+                let old = std::mem::replace(&mut self.emitter, fresh);
+                if let Err(again) = contain("emitter drop", || drop(old)) {
+                    tracing::warn!(error = %again, "the old emitter panicked when dropped");
+                }
+            }
+            Err(again) => {
+                tracing::error!(emitter = %self.shared.name, error = %again, "could not make it anew");
+            }
+        }
+    }
+
+    /// Accounts for what the emitter answered; what may be tried again stays
+    /// in the batch. Returns the hint, and why something did not arrive.
+    fn account(&mut self, answer: Answer) -> (Option<Duration>, Option<String>) {
+        let total = self.batch.events.len();
+        let (deliveries, hint, reason) = match answer.outcome {
+            EmitOutcome::Delivered => (vec![Delivery::Delivered; total], None, None),
+            EmitOutcome::Retryable { reason, retry_after } => {
+                return (retry_after, Some(reason));
+            }
+            EmitOutcome::Rejected { reason } => {
+                (vec![Delivery::Rejected; total], None, Some(reason))
+            }
+            EmitOutcome::Each { mut deliveries, reason, retry_after } => {
+                deliveries.resize(total, Delivery::Retryable);
+                let all = deliveries.iter().all(|d| *d == Delivery::Delivered);
+                (deliveries, retry_after, (!all).then_some(reason))
+            }
+            EmitOutcome::RejectedUnidentified { rejected, reason } => {
+                // Nobody knows which: the number is true, the choice is not.
+                let rejected = usize::try_from(rejected).unwrap_or(total).min(total);
+                let mut deliveries = vec![Delivery::Delivered; total];
+                deliveries[..rejected].fill(Delivery::Rejected);
+                (deliveries, None, (rejected > 0).then_some(reason))
+            }
+        };
+        self.settle(&deliveries);
+        (hint, reason)
+    }
+
+    /// Settles what is delivered or rejected with the lanes; keeps the rest.
+    fn settle(&mut self, deliveries: &[Delivery]) {
+        let mut settlements = vec![(0u64, Settlement::default()); self.lanes.len()];
+        for ((event, (lane, epoch)), delivery) in
+            self.batch.events.iter().zip(&self.batch.from).zip(deliveries)
+        {
+            let (known_epoch, settlement) = &mut settlements[*lane as usize];
+            *known_epoch = *epoch;
+            let part = match delivery {
+                Delivery::Delivered => &mut settlement.delivered,
+                Delivery::Rejected => &mut settlement.rejected,
+                Delivery::Retryable => continue,
+            };
+            part[event.kind.priority() as usize] += Tally::one(event.count);
+        }
+        self.apply(&settlements, DropReason::RetriesExhausted);
+        let mut keep = deliveries.iter().map(|d| *d == Delivery::Retryable);
+        self.batch.events.retain(|_| keep.next().unwrap_or(true));
+        let mut keep = deliveries.iter().map(|d| *d == Delivery::Retryable);
+        self.batch.from.retain(|_| keep.next().unwrap_or(true));
+    }
+
+    fn drop_rest(&mut self, reason: DropReason) {
+        let mut settlements = vec![(0u64, Settlement::default()); self.lanes.len()];
+        for (event, (lane, epoch)) in self.batch.events.iter().zip(&self.batch.from) {
+            let (known_epoch, settlement) = &mut settlements[*lane as usize];
+            *known_epoch = *epoch;
+            settlement.dropped[event.kind.priority() as usize] += Tally::one(event.count);
+        }
+        self.apply(&settlements, reason);
+        self.batch.events.clear();
+        self.batch.from.clear();
+    }
+
+    fn apply(&self, settlements: &[(u64, Settlement)], reason: DropReason) {
+        for (lane, (epoch, settlement)) in self.lanes.iter().zip(settlements) {
+            if *settlement != Settlement::default() {
+                lane.settle(*epoch, settlement, reason);
+            }
+        }
+    }
+
+    async fn close(mut self) {
+        let closed = contain("emitter close", || self.emitter.close());
+        let result = match closed {
+            Ok(future) => contain_future("emitter close", future).await,
+            Err(panicked) => Err(panicked),
+        };
+        match result {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(emitter = %self.shared.name, %error, "could not be closed");
+            }
+            Err(panicked) => {
+                tracing::error!(emitter = %self.shared.name, error = %panicked, "panicked");
+            }
+        }
+        self.shared.set_state(EmitterState::Ended);
+        self.shared.ended.send_replace(true);
+    }
+}

@@ -1,0 +1,284 @@
+//! Storms are folded: exact counts, few events.
+//!
+//! The first event of a key passes at once; what follows within the key's
+//! window becomes one summary with the exact count, first and last time, and
+//! only the fields that all of them shared. Time is the records' time, so a
+//! recording folds the same way each time.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::event::{Endpoint, Event, EventData, Network, Process};
+use crate::ids::{EventId, SpanId, TraceId};
+use crate::ledger::Tally;
+
+/// What can be set about folding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct FoldLimits {
+    pub(crate) window_ns: u64,
+    /// Beyond this many open keys, events pass unfolded.
+    pub(crate) max_keys: usize,
+}
+
+impl Default for FoldLimits {
+    fn default() -> Self {
+        FoldLimits { window_ns: 1_000_000_000, max_keys: 4_096 }
+    }
+}
+
+#[derive(Default)]
+struct Identity(u64);
+
+impl Hasher for Identity {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, _: &[u8]) {}
+
+    fn write_u128(&mut self, key: u128) {
+        self.0 = key as u64;
+    }
+}
+
+/// What a folder did with an event.
+#[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // An event passes by value, as everywhere.
+pub(crate) enum Folded {
+    /// It goes on as it is.
+    Passes(Event),
+    /// It is part of an open summary.
+    Absorbed,
+}
+
+/// Folds the events of one observer.
+#[derive(Debug)]
+pub(crate) struct Folder {
+    limits: FoldLimits,
+    open: HashMap<u128, Option<Box<Event>>, BuildHasherDefault<Identity>>,
+    /// When each open key's window ends, in that order: windows are equally
+    /// long, so the order of opening is the order of ending.
+    ends: VecDeque<(u64, u128)>,
+    /// The latest record time seen: CPUs' records may come out of order.
+    now_ns: u64,
+    folding: Tally,
+}
+
+impl Folder {
+    pub(crate) fn new(limits: FoldLimits) -> Self {
+        Folder {
+            limits,
+            open: HashMap::default(),
+            ends: VecDeque::new(),
+            now_ns: 0,
+            folding: Tally::default(),
+        }
+    }
+
+    /// What open summaries hold.
+    pub(crate) fn folding(&self) -> Tally {
+        self.folding
+    }
+
+    /// When the next window ends, on the boot clock; `None` if none is open.
+    pub(crate) fn next_end_ns(&self) -> Option<u64> {
+        self.ends.front().map(|(end, _)| *end)
+    }
+
+    /// Offers an event that happened at this time on the boot clock. A summary
+    /// that begins with it gets its id, and the hash of its span, from
+    /// `summary_id`.
+    #[inline]
+    pub(crate) fn offer(
+        &mut self,
+        event: Event,
+        boot_ns: u64,
+        summary_id: impl FnOnce(&Event) -> (EventId, u128),
+    ) -> Folded {
+        self.now_ns = self.now_ns.max(boot_ns);
+        if !event.kind.folds() {
+            return Folded::Passes(event);
+        }
+        let key = key_of(&event);
+        if let Some(summary) = self.open.get_mut(&key) {
+            self.folding.occurrences += event.count;
+            match summary {
+                Some(summary) => absorb(summary, &event),
+                None => {
+                    self.folding.envelopes += 1;
+                    let identity = summary_id(&event);
+                    *summary = Some(Box::new(first_of(event, identity)));
+                }
+            }
+            return Folded::Absorbed;
+        }
+        if self.open.len() < self.limits.max_keys {
+            self.open.insert(key, None);
+            self.ends.push_back((self.now_ns + self.limits.window_ns, key));
+        }
+        Folded::Passes(event)
+    }
+
+    /// Ends the windows that are over at this time on the boot clock, and
+    /// hands out their summaries.
+    pub(crate) fn advance(&mut self, boot_ns: u64, out: &mut impl FnMut(Event)) {
+        self.now_ns = self.now_ns.max(boot_ns);
+        while let Some((end, key)) = self.ends.front().copied() {
+            if end > self.now_ns {
+                break;
+            }
+            self.ends.pop_front();
+            if let Some(Some(summary)) = self.open.remove(&key) {
+                self.folding -= Tally::one(summary.count);
+                out(finished(*summary));
+            }
+        }
+    }
+
+    /// Ends all windows.
+    pub(crate) fn flush(&mut self, out: &mut impl FnMut(Event)) {
+        self.advance(u64::MAX, out);
+        self.now_ns = 0;
+    }
+}
+
+/// Subtype; container, else process; peer; error code; threshold (so that all
+/// that is folded has the same weight).
+fn key_of(event: &Event) -> u128 {
+    let mut bytes = [0u8; 96];
+    let mut at = 0;
+    let mut put = |field: &[u8]| {
+        if let Some(room) = bytes.get_mut(at..at + field.len()) {
+            room.copy_from_slice(field);
+            at += field.len();
+        }
+    };
+    put(&event.kind.subtype_hash().to_le_bytes());
+    put(&event.sampling_threshold.to_le_bytes());
+    match (&event.container, event.entity, &event.process) {
+        (Some(container), ..) => put(&xxh3_64(container.id.as_bytes()).to_le_bytes()),
+        // Of an event without a container, the entity is the process.
+        (None, Some(entity), _) => put(&entity.0.to_le_bytes()),
+        (None, None, Some(process)) => put(&process.pid.unwrap_or(0).to_le_bytes()),
+        (None, None, None) => {}
+    }
+    if let EventData::Network(network) = &event.data {
+        match network.peer.address {
+            Some(std::net::IpAddr::V4(ip)) => put(&ip.octets()),
+            Some(std::net::IpAddr::V6(ip)) => put(&ip.octets()),
+            None => {}
+        }
+        put(&network.peer.port.unwrap_or(0).to_le_bytes());
+    }
+    if let Some(error) = &event.error {
+        put(&xxh3_64(error.code.as_bytes()).to_le_bytes());
+    }
+    xxhash_rust::xxh3::xxh3_128(&bytes[..at])
+}
+
+fn first_of(event: Event, (id, hash): (EventId, u128)) -> Event {
+    let time_ns = event.time_ns;
+    Event {
+        id,
+        span_id: Some(SpanId::from_hash(hash)),
+        first_ns: if event.first_ns == 0 { time_ns } else { event.first_ns },
+        last_ns: if event.last_ns == 0 { time_ns } else { event.last_ns },
+        ..event
+    }
+}
+
+/// A summary of several incidents is a trace of its own.
+fn finished(mut summary: Event) -> Event {
+    if let (false, Some(span)) = (summary.trace_id.is_set(), summary.span_id) {
+        let hash = crate::ids::identity_hash("summary", &[&span.get().to_le_bytes()]);
+        summary.trace_id = TraceId::from_hash(hash);
+    }
+    summary
+}
+
+fn keep_if_equal<T: PartialEq>(mine: &mut Option<T>, other: &Option<T>) {
+    if mine.is_some() && mine != other {
+        *mine = None;
+    }
+}
+
+/// Adds an event to a summary, which keeps only what both share.
+fn absorb(summary: &mut Event, event: &Event) {
+    summary.count += event.count;
+    let first = if event.first_ns == 0 { event.time_ns } else { event.first_ns };
+    summary.first_ns = summary.first_ns.min(first);
+    summary.last_ns = summary.last_ns.max(event.last_ns).max(event.time_ns);
+    summary.time_ns = summary.first_ns;
+    keep_if_equal(&mut summary.duration_ns, &event.duration_ns);
+    keep_if_equal(&mut summary.parent_span_id, &event.parent_span_id);
+    // A start time is derived from the wall clock anew for each record, so it
+    // may differ by a few microseconds within one incarnation of a process.
+    let same_process = summary.entity.is_some() && summary.entity == event.entity;
+    if !same_process {
+        share_process(&mut summary.process, &event.process);
+    }
+    keep_if_equal(&mut summary.entity, &event.entity);
+    keep_if_equal(&mut summary.unresolved, &event.unresolved);
+    keep_if_equal(&mut summary.error, &event.error);
+    if summary.trace_id != event.trace_id {
+        // Several incidents: the summary is none of them.
+        summary.trace_id = TraceId::UNSET;
+        summary.parent_span_id = None;
+    }
+    if !summary.links.is_empty() && summary.links != event.links {
+        summary.links.clear();
+    }
+    // Shared ones compare by pointer first, as `Arc<T: Eq>` does.
+    keep_if_equal(&mut summary.cgroup, &event.cgroup);
+    keep_if_equal(&mut summary.container, &event.container);
+    share_data(&mut summary.data, &event.data);
+    if event.severity > summary.severity {
+        summary.severity = event.severity;
+    }
+    if summary.outcome != event.outcome {
+        summary.outcome = crate::event::Outcome::Unknown;
+    }
+}
+
+fn share_process(summary: &mut Option<Process>, event: &Option<Process>) {
+    if summary == event {
+        return;
+    }
+    let (Some(mine), Some(other)) = (summary.as_mut(), event) else {
+        *summary = None;
+        return;
+    };
+    if mine.pid != other.pid || mine.start_ns != other.start_ns {
+        (mine.pid, mine.start_ns) = (None, None);
+    }
+    keep_if_equal(&mut mine.name, &other.name);
+    keep_if_equal(&mut mine.uid, &other.uid);
+    keep_if_equal(&mut mine.parent_pid, &other.parent_pid);
+    let nothing = Process { pid: None, name: None, uid: None, parent_pid: None, start_ns: None };
+    if *mine == nothing {
+        *summary = None;
+    }
+}
+
+fn share_data(summary: &mut EventData, event: &EventData) {
+    match (&mut *summary, event) {
+        (EventData::Network(mine), EventData::Network(other))
+            if (mine.transport, mine.network_type) == (other.transport, other.network_type) =>
+        {
+            share_network(mine, other);
+        }
+        (mine, other) if *mine == *other => {}
+        _ => *summary = EventData::None,
+    }
+}
+
+fn share_network(mine: &mut Network, other: &Network) {
+    let share = |mine: &mut Endpoint, other: &Endpoint| {
+        keep_if_equal(&mut mine.address, &other.address);
+        keep_if_equal(&mut mine.port, &other.port);
+    };
+    share(&mut mine.local, &other.local);
+    share(&mut mine.peer, &other.peer);
+}

@@ -1,0 +1,223 @@
+//! A lane: the queue between one observer and one emitter, and its accounts.
+//!
+//! Queue and accounts share one lock, so the lane line adds up at any moment.
+
+use std::sync::Arc as StdArc;
+
+use tokio::sync::Notify;
+
+use crate::event::{Event, Priority};
+use crate::ledger::{DropReason, LaneCounts, LaneLine, Tally};
+use crate::queue::{QueueConfig, QueueCore};
+use crate::sync::{Mutex, lock};
+
+/// The queue between one observer and one emitter.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    observer: String,
+    emitter: String,
+    inner: Mutex<Inner>,
+    /// Told when the lane is closed and nothing of it is left.
+    settled: Notify,
+}
+
+#[derive(Debug)]
+struct Inner {
+    queue: QueueCore<StdArc<Event>>,
+    counts: LaneCounts,
+    state: State,
+    /// Goes up when what is in flight is given up, so that the worker's late
+    /// answer for it is not counted a second time.
+    epoch: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    /// No more events are taken; what waits is still delivered.
+    Closed,
+}
+
+/// What became of the part of a batch that came from one lane.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Settlement {
+    // Each by priority.
+    pub(crate) delivered: [Tally; 2],
+    pub(crate) rejected: [Tally; 2],
+    pub(crate) dropped: [Tally; 2],
+}
+
+/// How full a lane is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Fill {
+    pub(crate) items: usize,
+    pub(crate) bytes: usize,
+}
+
+impl Lane {
+    pub(crate) fn new(observer: &str, emitter: &str, config: QueueConfig) -> Self {
+        Lane {
+            observer: observer.to_owned(),
+            emitter: emitter.to_owned(),
+            inner: Mutex::new(Inner {
+                queue: QueueCore::new(config),
+                counts: LaneCounts::default(),
+                state: State::Open,
+                epoch: 0,
+            }),
+            settled: Notify::new(),
+        }
+    }
+
+    /// Puts events in, in order. What is given up for them is moved to
+    /// `given_up`, to be dropped outside the lock.
+    pub(crate) fn push(
+        &self,
+        events: impl Iterator<Item = StdArc<Event>>,
+        given_up: &mut Vec<StdArc<Event>>,
+    ) {
+        let mut inner = lock(&self.inner);
+        let Inner { queue, counts, state, .. } = &mut *inner;
+        for event in events {
+            let tally = Tally::one(event.count);
+            counts.routed += tally;
+            let priority = event.kind.priority();
+            if *state == State::Closed {
+                counts.drop_one(DropReason::Closed, priority, event.count);
+                given_up.push(event);
+                continue;
+            }
+            let bytes = event.size_bytes();
+            let refused =
+                queue.push(event, priority, bytes, &mut |victim: StdArc<Event>, priority, why| {
+                    counts.queued -= Tally::one(victim.count);
+                    counts.drop_one(why.into(), priority, victim.count);
+                    given_up.push(victim);
+                });
+            match refused {
+                None => counts.queued += tally,
+                Some((victim, why)) => {
+                    counts.drop_one(why.into(), priority, victim.count);
+                    given_up.push(victim);
+                }
+            }
+        }
+    }
+
+    /// Takes up to `limit` events of one priority; they are in flight then.
+    /// Returns the epoch to settle them with.
+    pub(crate) fn take(
+        &self,
+        priority: Priority,
+        limit: usize,
+        into: &mut Vec<StdArc<Event>>,
+    ) -> u64 {
+        let mut inner = lock(&self.inner);
+        for _ in 0..limit {
+            let Some(event) = inner.queue.pop(priority) else { break };
+            let tally = Tally::one(event.count);
+            inner.counts.queued -= tally;
+            inner.counts.in_flight[priority as usize] += tally;
+            into.push(event);
+        }
+        inner.epoch
+    }
+
+    /// Whether an event waits.
+    pub(crate) fn has_work(&self) -> bool {
+        lock(&self.inner).queue.len() > 0
+    }
+
+    /// How many events of one priority wait.
+    pub(crate) fn waiting(&self, priority: Priority) -> usize {
+        lock(&self.inner).queue.len_of(priority)
+    }
+
+    /// Accounts for events that were taken, unless they were given up since.
+    pub(crate) fn settle(&self, epoch: u64, settlement: &Settlement, reason: DropReason) {
+        let mut inner = lock(&self.inner);
+        if inner.epoch != epoch {
+            return;
+        }
+        let counts = &mut inner.counts;
+        for p in Priority::ALL.map(|priority| priority as usize) {
+            let parts = [settlement.delivered[p], settlement.rejected[p], settlement.dropped[p]];
+            counts.in_flight[p] -= parts.into_iter().sum();
+            counts.delivered += settlement.delivered[p];
+            counts.rejected += settlement.rejected[p];
+            counts.dropped[reason as usize][p] += settlement.dropped[p];
+        }
+        let settled = inner.is_settled();
+        drop(inner);
+        if settled {
+            self.settled.notify_waiters();
+        }
+    }
+
+    /// Takes no more events; what waits is still delivered.
+    pub(crate) fn close(&self) {
+        let mut inner = lock(&self.inner);
+        inner.state = State::Closed;
+        let settled = inner.is_settled();
+        drop(inner);
+        if settled {
+            self.settled.notify_waiters();
+        }
+    }
+
+    /// Whether it is closed and nothing of it is left.
+    pub(crate) fn is_settled(&self) -> bool {
+        lock(&self.inner).is_settled()
+    }
+
+    /// Waits until it is closed and nothing of it is left.
+    pub(crate) async fn settled(&self) {
+        loop {
+            let notified = self.settled.notified();
+            if self.is_settled() {
+                return;
+            }
+            notified.await;
+        }
+    }
+
+    /// The time to drain is over: gives up what waits and what is in flight.
+    pub(crate) fn give_up(&self) {
+        let mut given_up = Vec::new();
+        let mut inner = lock(&self.inner);
+        inner.state = State::Closed;
+        inner.epoch += 1;
+        for priority in Priority::ALL {
+            while let Some(event) = inner.queue.pop(priority) {
+                inner.counts.queued -= Tally::one(event.count);
+                inner.counts.drop_one(DropReason::Deadline, priority, event.count);
+                given_up.push(event);
+            }
+        }
+        let in_flight = std::mem::take(&mut inner.counts.in_flight);
+        for priority in Priority::ALL.map(|priority| priority as usize) {
+            inner.counts.dropped[DropReason::Unacknowledged as usize][priority] +=
+                in_flight[priority];
+        }
+        drop(inner);
+        self.settled.notify_waiters();
+    }
+
+    pub(crate) fn fill(&self) -> Fill {
+        let inner = lock(&self.inner);
+        Fill { items: inner.queue.len(), bytes: inner.queue.bytes() }
+    }
+
+    pub(crate) fn line(&self) -> LaneLine {
+        let inner = lock(&self.inner);
+        LaneLine::new(&self.observer, &self.emitter, &inner.counts)
+    }
+}
+
+impl Inner {
+    fn is_settled(&self) -> bool {
+        self.state == State::Closed
+            && self.queue.len() == 0
+            && self.counts.in_flight == <[Tally; 2]>::default()
+    }
+}

@@ -1,0 +1,197 @@
+//! A registry of counters and gauges with bounded cardinality.
+//!
+//! A label that is not allowed is never exported; what would be one series too
+//! many for a metric goes to a series whose labels are all `_other`, and how
+//! often that happened is counted.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::Serialize;
+
+use crate::config::MetricsConfig;
+
+/// The value of every label of the series that takes what is over the cap.
+pub const OTHER: &str = "_other";
+
+/// Counts how often a new series was refused for the cap.
+pub const OVERFLOW: &str = "vahti_metrics_series_overflow_total";
+
+/// What a metric's values do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum MetricKind {
+    /// They only rise.
+    Counter,
+    /// They go up and down.
+    Gauge,
+}
+
+/// One series; cheap to clone and to add to.
+#[derive(Debug, Clone)]
+pub struct Series {
+    /// `None` where metrics are turned off.
+    value: Option<Arc<AtomicU64>>,
+}
+
+impl Series {
+    /// Adds to a counter.
+    pub fn add(&self, n: u64) {
+        if let Some(value) = &self.value {
+            value.fetch_add(n, Ordering::Relaxed);
+        }
+    }
+
+    /// Sets a gauge.
+    pub fn set(&self, n: u64) {
+        if let Some(value) = &self.value {
+            value.store(n, Ordering::Relaxed);
+        }
+    }
+
+    /// The value now.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.value.as_ref().map_or(0, |value| value.load(Ordering::Relaxed))
+    }
+}
+
+type Labels = Vec<(String, String)>;
+
+#[derive(Debug)]
+struct Metric {
+    kind: MetricKind,
+    series: BTreeMap<Labels, Arc<AtomicU64>>,
+}
+
+/// All metrics of one observer.
+///
+/// ```
+/// use vahti_runtime::config::MetricsConfig;
+/// use vahti_runtime::metrics::{MetricKind, Registry};
+///
+/// let config = MetricsConfig { allowed_labels: vec!["subtype".into()], ..Default::default() };
+/// let registry = Registry::new(&config);
+/// let labels = [("subtype", "connection_refused"), ("pod", "web-0")];
+/// registry.series("vahti_events_total", MetricKind::Counter, &labels).add(3);
+/// let samples = registry.snapshot();
+/// assert_eq!(samples[0].labels, [("subtype".to_owned(), "connection_refused".to_owned())]);
+/// ```
+#[derive(Debug)]
+pub struct Registry {
+    enabled: bool,
+    allowed: Vec<String>,
+    max_series: usize,
+    metrics: Mutex<BTreeMap<String, Metric>>,
+    overflow: AtomicU64,
+}
+
+/// One series' value at one moment.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Sample {
+    /// The metric's name.
+    pub name: String,
+    /// What its values do.
+    pub kind: MetricKind,
+    /// The labels that are allowed, in the order of the allow-list.
+    pub labels: Vec<(String, String)>,
+    /// The value.
+    pub value: u64,
+}
+
+impl Registry {
+    /// An empty registry.
+    #[must_use]
+    pub fn new(config: &MetricsConfig) -> Self {
+        Registry {
+            enabled: config.enabled,
+            allowed: config.allowed_labels.clone(),
+            max_series: config.max_series.max(1),
+            metrics: Mutex::new(BTreeMap::new()),
+            overflow: AtomicU64::new(0),
+        }
+    }
+
+    /// The series of these labels: the allowed ones of them.
+    pub fn series(&self, name: &str, kind: MetricKind, labels: &[(&str, &str)]) -> Series {
+        if !self.enabled {
+            return Series { value: None };
+        }
+        let labels: Labels = self
+            .allowed
+            .iter()
+            .filter_map(|allowed| labels.iter().find(|(key, _)| key == allowed))
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect();
+        let mut metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
+        let metric = metrics
+            .entry(name.to_owned())
+            .or_insert_with(|| Metric { kind, series: BTreeMap::new() });
+        let known = metric.series.len();
+        let labels = if metric.series.contains_key(&labels) || known < self.max_series {
+            labels
+        } else {
+            self.overflow.fetch_add(1, Ordering::Relaxed);
+            labels.into_iter().map(|(key, _)| (key, OTHER.to_owned())).collect()
+        };
+        let value = Arc::clone(metric.series.entry(labels).or_default());
+        Series { value: Some(value) }
+    }
+
+    /// All series, by name and labels, with [`OVERFLOW`] last.
+    #[must_use]
+    pub fn snapshot(&self) -> Vec<Sample> {
+        let metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut samples: Vec<Sample> = metrics
+            .iter()
+            .flat_map(|(name, metric)| {
+                metric.series.iter().map(|(labels, value)| Sample {
+                    name: name.clone(),
+                    kind: metric.kind,
+                    labels: labels.clone(),
+                    value: value.load(Ordering::Relaxed),
+                })
+            })
+            .collect();
+        samples.push(Sample {
+            name: OVERFLOW.to_owned(),
+            kind: MetricKind::Counter,
+            labels: Vec::new(),
+            value: self.overflow.load(Ordering::Relaxed),
+        });
+        samples
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_storm_of_labels_stays_under_the_cap_and_loses_no_count() {
+        let config = MetricsConfig {
+            allowed_labels: vec!["pod".into()],
+            max_series: 10,
+            ..MetricsConfig::default()
+        };
+        let registry = Registry::new(&config);
+        for n in 0..100_000 {
+            let pod = format!("pod-{n}");
+            registry.series("m", MetricKind::Counter, &[("pod", pod.as_str())]).add(1);
+        }
+        let samples: Vec<_> = registry.snapshot().into_iter().filter(|s| s.name == "m").collect();
+        assert_eq!(samples.len(), 11, "ten and the other");
+        assert_eq!(samples.iter().map(|s| s.value).sum::<u64>(), 100_000);
+        let other = samples.iter().find(|s| s.labels[0].1 == OTHER);
+        assert_eq!(other.map(|s| s.value), Some(99_990));
+        assert_eq!(registry.snapshot().last().map(|s| s.value), Some(99_990));
+    }
+
+    #[test]
+    fn what_is_turned_off_counts_nothing() {
+        let registry = Registry::new(&MetricsConfig { enabled: false, ..MetricsConfig::default() });
+        registry.series("m", MetricKind::Counter, &[]).add(1);
+        assert_eq!(registry.snapshot().len(), 1, "only the overflow counter");
+    }
+}

@@ -1,0 +1,498 @@
+//! From setup to drain: one processor after the other, as the policy says.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::work::{End, Orders, Thread, Work, describe};
+use super::{Incarnation, ObserverRuntime, SharedSource, Stage};
+use crate::backoff::{Jitter, restart_delay};
+use crate::clock::boot_now_ns;
+use crate::config::FailurePolicy;
+use crate::delivery::thread_name;
+use crate::ledger::FailReason;
+use crate::panic::{contain, contain_future};
+use crate::pipeline::{Failure, Scratch};
+use crate::processor::EventProcessor;
+use crate::shutdown::Shutdown;
+use crate::source::Source;
+
+/// How often a degraded observer is tried again.
+const DEGRADED_RETRY: Duration = Duration::from_secs(3_600);
+
+/// Why an observer's run ended, other than by a shutdown.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum RunError {
+    /// It ran before.
+    #[error("observer {observer} was run before: build a new one")]
+    AlreadyRan {
+        /// The observer.
+        observer: String,
+    },
+    /// It could not be set up or its source not be started.
+    #[error("observer {observer} could not be started: {why}")]
+    Start {
+        /// The observer.
+        observer: String,
+        /// What failed, with all that brought it about.
+        why: String,
+    },
+    /// It failed, and its policy is not to start it again.
+    #[error("observer {observer} failed: {why}")]
+    Failed {
+        /// The observer.
+        observer: String,
+        /// What failed.
+        why: String,
+        /// Its policy.
+        policy: FailurePolicy,
+    },
+}
+
+impl RunError {
+    /// Whether the policy asks the whole program to end.
+    #[must_use]
+    pub fn is_fail_fast(&self) -> bool {
+        matches!(self, RunError::Failed { policy: FailurePolicy::FailFast, .. })
+    }
+}
+
+/// Why an incarnation ended.
+enum Outcome {
+    /// The shutdown began.
+    Shutdown,
+    /// The source has no more records.
+    Drained,
+    /// It failed; this is left to do.
+    Failed(String, VecDeque<Work>),
+}
+
+/// Starts within a period, and when to try next.
+struct Restarts {
+    recent: VecDeque<Instant>,
+    row: u32,
+    jitter: Jitter,
+}
+
+impl ObserverRuntime {
+    /// Sets the processor up, starts the source, and runs until the shutdown
+    /// begins, the source ends, or the observer fails for good. Drains before
+    /// it returns: what was accepted is delivered, or counted as dropped.
+    ///
+    /// # Errors
+    /// It ran before; it could not be started; it failed and its policy is not
+    /// to start it again.
+    pub async fn run(self: Arc<Self>, shutdown: Shutdown) -> Result<(), RunError> {
+        {
+            let mut stage = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
+            if *stage != Stage::New {
+                return Err(RunError::AlreadyRan { observer: self.name.clone() });
+            }
+            *stage = Stage::Starting;
+        }
+        let source = self.source.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let source = match source.map(attach).transpose() {
+            Ok(source) => source,
+            Err(why) => {
+                self.set_stage(Stage::Ended);
+                return Err(RunError::Start { observer: self.name.clone(), why });
+            }
+        };
+        let checks = tokio::spawn(Arc::clone(&self.health).run(shutdown.clone()));
+        let folds = tokio::spawn(Arc::clone(&self).end_storms());
+        let result = self.run_incarnations(source, &shutdown).await;
+        self.set_stage(Stage::Ended);
+        folds.abort();
+        checks.abort();
+        self.drain(Instant::now() + self.drain_deadline).await;
+        if let Err(error) = &result {
+            self.health.mark_unhealthy(error.to_string());
+        }
+        result
+    }
+
+    async fn run_incarnations(
+        self: &Arc<Self>,
+        source: Option<SharedSource>,
+        shutdown: &Shutdown,
+    ) -> Result<(), RunError> {
+        let mut todo = VecDeque::new();
+        let mut restarts =
+            Restarts { recent: VecDeque::new(), row: 0, jitter: Jitter::new(&self.name) };
+        let mut first = true;
+        let result = loop {
+            let outcome = match self.incarnate().await {
+                Ok((incarnation, failures)) => {
+                    let outcome = self
+                        .run_once(&incarnation, failures, source.as_ref(), todo, first, shutdown)
+                        .await;
+                    incarnation.down.store(true, Ordering::Release);
+                    self.teardown(&*incarnation.processor).await;
+                    outcome
+                }
+                Err(why) if first => Err(RunError::Start { observer: self.name.clone(), why }),
+                Err(why) => Ok(Outcome::Failed(why, todo)),
+            };
+            first = false;
+            match outcome {
+                Ok(Outcome::Shutdown | Outcome::Drained) => break Ok(()),
+                Err(error) => break Err(error),
+                Ok(Outcome::Failed(why, left)) => {
+                    let policy = self.config.failure.policy;
+                    tracing::error!(observer = %self.name, %why, ?policy, "observer failed");
+                    if policy != FailurePolicy::Restart {
+                        self.give_up(left);
+                        break Err(RunError::Failed { observer: self.name.clone(), why, policy });
+                    }
+                    todo = left;
+                    if self.wait_to_restart(&mut restarts, &why, shutdown).await {
+                        self.give_up(todo);
+                        break Ok(());
+                    }
+                }
+            }
+        };
+        if let Some(source) = source {
+            self.close_source(&source);
+        }
+        result
+    }
+
+    /// Makes a processor and sets it up.
+    async fn incarnate(
+        &self,
+    ) -> Result<(Arc<Incarnation>, mpsc::UnboundedReceiver<Failure>), String> {
+        let processor = contain("processor factory", || self.factory.make())
+            .map_err(|panicked| panicked.to_string())?;
+        let set_up = match contain("processor setup", || processor.setup(&self.config)) {
+            Ok(future) => contain_future("processor setup", future).await,
+            Err(panicked) => Err(panicked),
+        };
+        let problem = match set_up {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(format!("setup: {}", describe(&error))),
+            Err(panicked) => Some(panicked.to_string()),
+        };
+        if let Some(problem) = problem {
+            self.teardown(&*processor).await;
+            return Err(problem);
+        }
+        let (failures, receiver) = mpsc::unbounded_channel();
+        let gate = (self.concurrency == 1).then(|| Mutex::new(()));
+        let down = AtomicBool::new(false);
+        Ok((Arc::new(Incarnation { processor, gate, down, failures }), receiver))
+    }
+
+    async fn teardown(&self, processor: &dyn EventProcessor) {
+        let result = match contain("processor teardown", || processor.teardown()) {
+            Ok(future) => contain_future("processor teardown", future).await,
+            Err(panicked) => Err(panicked),
+        };
+        match result {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => {
+                tracing::warn!(observer = %self.name, error = %describe(&error), "teardown failed");
+            }
+            Err(panicked) => {
+                tracing::warn!(observer = %self.name, error = %panicked, "teardown panicked");
+            }
+        }
+    }
+
+    /// Runs one processor until it fails, the source ends or the shutdown
+    /// begins.
+    async fn run_once(
+        self: &Arc<Self>,
+        incarnation: &Arc<Incarnation>,
+        mut failures: mpsc::UnboundedReceiver<Failure>,
+        source: Option<&SharedSource>,
+        todo: VecDeque<Work>,
+        first: bool,
+        shutdown: &Shutdown,
+    ) -> Result<Outcome, RunError> {
+        let orders = Arc::new(Orders::default());
+        let mut thread = match source {
+            None => None,
+            Some(source) => Some(
+                self.start_thread(incarnation, source, &orders, todo, first)
+                    .await
+                    .map_err(|why| RunError::Start { observer: self.name.clone(), why })?,
+            ),
+        };
+        let current = Some(Arc::clone(incarnation));
+        *self.incarnation.write().unwrap_or_else(PoisonError::into_inner) = current;
+        self.set_stage(Stage::Running);
+        self.health.mark_healthy();
+        let failed = tokio::select! {
+            () = shutdown.begun() => None,
+            end = ended(&mut thread) => {
+                thread = None;
+                Some(self.outcome_of(end))
+            }
+            taken = self.hang() => {
+                // The thread is left behind; it can't be ended.
+                thread = None;
+                Some(Outcome::Failed(self.hang_message(), taken.into_iter().collect()))
+            }
+            Some(Failure::Fatal(why)) = failures.recv() => Some(Outcome::Failed(why, VecDeque::new())),
+        };
+        match failed {
+            Some(Outcome::Failed(why, mut left)) => {
+                // A failure through process_event: the thread has work of its own.
+                left.extend(self.stop_thread(thread, &orders, source).await);
+                Ok(Outcome::Failed(why, left))
+            }
+            Some(outcome) => Ok(outcome),
+            None => {
+                self.drain_source(thread, &orders, source).await;
+                Ok(Outcome::Shutdown)
+            }
+        }
+    }
+
+    fn outcome_of(&self, end: Option<End>) -> Outcome {
+        match end {
+            Some(End::Drained | End::Superseded) => Outcome::Drained,
+            Some(End::Quit(left)) => Outcome::Failed("told to end".to_owned(), left),
+            Some(End::SourceFailed(why, left)) => Outcome::Failed(why, left),
+            Some(End::Failed(Failure::Fatal(why), left)) => Outcome::Failed(why, left),
+            Some(End::Failed(Failure::Panicked(panicked), left)) => {
+                tracing::debug!(observer = %self.name, backtrace = %panicked.backtrace, "backtrace");
+                Outcome::Failed(panicked.to_string(), left)
+            }
+            None => {
+                Outcome::Failed("the observer's thread ended unexpectedly".into(), VecDeque::new())
+            }
+        }
+    }
+
+    /// Starts the thread; the first one starts the source, on the thread, so
+    /// that observers start side by side.
+    async fn start_thread(
+        self: &Arc<Self>,
+        incarnation: &Arc<Incarnation>,
+        source: &SharedSource,
+        orders: &Arc<Orders>,
+        todo: VecDeque<Work>,
+        first: bool,
+    ) -> Result<oneshot::Receiver<End>, String> {
+        let thread = Thread {
+            runtime: Arc::clone(self),
+            incarnation: Arc::clone(incarnation),
+            source: source.clone(),
+            seat: Arc::clone(&self.seat),
+            orders: Arc::clone(orders),
+            todo,
+        };
+        let (started, has_started) = oneshot::channel();
+        let (ended, has_ended) = oneshot::channel();
+        let spawned =
+            std::thread::Builder::new().name(thread_name("obs", &self.name)).spawn(move || {
+                let result = if first { start(&thread.source) } else { Ok(()) };
+                let failed = result.is_err();
+                if started.send(result).is_err() || failed {
+                    return;
+                }
+                // Nobody waits any more where the thread was left behind.
+                if ended.send(thread.run()).is_err() {}
+            });
+        spawned.map_err(|error| format!("its thread could not be started: {error}"))?;
+        match has_started.await {
+            Ok(result) => result?,
+            Err(_gone) => return Err("the source panicked when it was started".into()),
+        }
+        if first {
+            let ledger = source.lock().ledger();
+            if let Some(ledger) = ledger
+                && self.source_ledger.set(ledger).is_err()
+            {
+                tracing::debug!(observer = %self.name, "the source was started twice");
+            }
+        }
+        Ok(has_ended)
+    }
+
+    /// Waits until the thread has had work and made no progress for too long;
+    /// returns what it leaves to do.
+    async fn hang(&self) -> [Work; 2] {
+        let limit = self.config.health.hang_timeout.0;
+        let mut before = None;
+        let mut since = Instant::now();
+        loop {
+            // Idle costs one wake-up per limit; work is looked at twice as often.
+            tokio::time::sleep(if before.is_some() { limit / 2 } else { limit }).await;
+            let now = self.seat.progress();
+            if now.is_none() || now != before {
+                (before, since) = (now, Instant::now());
+            } else if since.elapsed() >= limit
+                && let Some(left) = self.seat.take_over()
+            {
+                self.count_hung();
+                return left;
+            }
+        }
+    }
+
+    fn count_hung(&self) {
+        self.pipeline.fail(FailReason::Hang, 1);
+        self.pipeline.counts.processing.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn hang_message(&self) -> String {
+        let limit = self.config.health.hang_timeout;
+        format!("had a record and made no progress for {limit}: its thread is left behind")
+    }
+
+    /// Ends the thread at once; returns what it leaves to do.
+    async fn stop_thread(
+        &self,
+        thread: Option<oneshot::Receiver<End>>,
+        orders: &Orders,
+        source: Option<&SharedSource>,
+    ) -> VecDeque<Work> {
+        let (Some(thread), Some(source)) = (thread, source) else { return VecDeque::new() };
+        orders.quit.store(true, Ordering::Release);
+        source.interrupt();
+        match tokio::time::timeout(self.drain_deadline, thread).await {
+            Ok(Ok(End::Quit(left) | End::Failed(_, left) | End::SourceFailed(_, left))) => left,
+            Ok(_) => VecDeque::new(),
+            Err(_late) => self.take_from_hung(),
+        }
+    }
+
+    fn take_from_hung(&self) -> VecDeque<Work> {
+        match self.seat.take_over() {
+            Some(left) => {
+                self.count_hung();
+                left.into_iter().collect()
+            }
+            None => VecDeque::new(),
+        }
+    }
+
+    /// Stops the source and lets the thread read what is left, until the
+    /// deadline.
+    async fn drain_source(
+        &self,
+        thread: Option<oneshot::Receiver<End>>,
+        orders: &Orders,
+        source: Option<&SharedSource>,
+    ) {
+        let (Some(thread), Some(source)) = (thread, source) else { return };
+        orders.drain.store(true, Ordering::Release);
+        source.interrupt();
+        match tokio::time::timeout(self.drain_deadline, thread).await {
+            Ok(Ok(End::Failed(_, left) | End::SourceFailed(_, left) | End::Quit(left))) => {
+                tracing::error!(observer = %self.name, "failed while it drained");
+                self.give_up(left);
+            }
+            Ok(_) => {}
+            Err(_late) => {
+                orders.quit.store(true, Ordering::Release);
+                source.interrupt();
+                tracing::error!(observer = %self.name, "did not drain in time");
+                self.give_up(self.take_from_hung());
+            }
+        }
+    }
+
+    fn close_source(&self, source: &SharedSource) {
+        // A thread that was left behind inside `read` still holds it.
+        match source.source.try_lock() {
+            Ok(mut source) => {
+                if let Err(panicked) = contain("source stop", || source.stop()) {
+                    tracing::warn!(observer = %self.name, error = %panicked, "source panicked");
+                }
+            }
+            Err(_) => tracing::warn!(observer = %self.name, "its source is still in use"),
+        }
+    }
+
+    /// Waits until the next start; `true` if the shutdown began meanwhile.
+    async fn wait_to_restart(
+        &self,
+        restarts: &mut Restarts,
+        why: &str,
+        shutdown: &Shutdown,
+    ) -> bool {
+        let retry = &self.config.failure.retry;
+        let now = Instant::now();
+        restarts.recent.retain(|at| now.duration_since(*at) < retry.period.0);
+        if restarts.recent.is_empty() {
+            restarts.row = 0;
+        }
+        let delay = if restarts.recent.len() >= retry.max_attempts as usize {
+            self.health.mark_degraded(format!("failed too often, tried hourly: {why}"));
+            DEGRADED_RETRY
+        } else {
+            self.health.mark_unhealthy(format!("restarts: {why}"));
+            restart_delay(restarts.row, retry, &mut restarts.jitter)
+        };
+        restarts.row = restarts.row.saturating_add(1);
+        restarts.recent.push_back(now);
+        tracing::info!(observer = %self.name, ?delay, "restarts");
+        tokio::time::timeout(delay, shutdown.begun()).await.is_ok()
+    }
+
+    /// Ends the windows of storms that came through `process_event`; those
+    /// from the source are ended by its thread.
+    async fn end_storms(self: Arc<Self>) {
+        let mut scratch = Scratch::default();
+        loop {
+            match self.pipeline.next_fold_ns() {
+                None => self.fold_bell.notified().await,
+                Some(end) => {
+                    let wait = Duration::from_nanos(end.saturating_sub(boot_now_ns()));
+                    tokio::time::sleep(wait.max(Duration::from_millis(1))).await;
+                    self.pipeline.fold_until(Some(boot_now_ns()), &mut scratch);
+                }
+            }
+        }
+    }
+
+    /// Ends all storms, closes the lanes and waits until they are empty; what
+    /// is left at the deadline is counted as dropped.
+    async fn drain(&self, deadline: Instant) {
+        self.pipeline.fold_until(None, &mut Scratch::default());
+        for (lane, bell) in &self.pipeline.lanes {
+            lane.close();
+            bell.ring();
+        }
+        for (lane, bell) in &self.pipeline.lanes {
+            if tokio::time::timeout_at(deadline, lane.settled()).await.is_err() {
+                lane.give_up();
+                bell.ring();
+            }
+        }
+        for emitter in &self.owned {
+            if !emitter.end(deadline).await {
+                tracing::warn!(emitter = emitter.name(), "did not end in time; left behind");
+            }
+        }
+    }
+}
+
+fn attach(source: Box<dyn Source>) -> Result<SharedSource, String> {
+    let interrupter = contain("source interrupter", || source.interrupter())
+        .map_err(|panicked| panicked.to_string())?;
+    Ok(SharedSource { source: Arc::new(Mutex::new(source)), interrupter })
+}
+
+fn start(source: &SharedSource) -> Result<(), String> {
+    match contain("source start", || source.lock().start()) {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(describe(&error)),
+        Err(panicked) => Err(panicked.to_string()),
+    }
+}
+
+async fn ended(thread: &mut Option<oneshot::Receiver<End>>) -> Option<End> {
+    match thread {
+        Some(thread) => thread.await.ok(),
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,239 @@
+//! The hot path's thread: read, process, commit.
+//!
+//! A batch belongs to whoever claims it first: the thread when it has processed
+//! it, or the watcher when the thread hangs. So a hung thread that wakes up
+//! later changes nothing any more, and the records that it had not come to, as
+//! well as those whose events it had not routed yet, go on with a fresh
+//! processor; only the record that it hangs at is lost, and counted.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use super::{Incarnation, ObserverRuntime, SharedSource};
+use crate::clock::boot_now_ns;
+use crate::ledger::{FailReason, add};
+use crate::panic::contain;
+use crate::pipeline::{Failure, Scratch};
+use crate::source::{ReadOutcome, RecordBatch};
+
+/// Records read at once, at most.
+const BATCH_RECORDS: usize = 256;
+const BATCH_BYTES: usize = 256 << 10;
+
+/// Records that were read and are still to be processed.
+pub(super) struct Work {
+    records: Arc<RecordBatch>,
+    range: Range<usize>,
+    claimed: AtomicBool,
+}
+
+impl Work {
+    fn new(records: Arc<RecordBatch>, range: Range<usize>) -> Self {
+        Work { records, range, claimed: AtomicBool::new(false) }
+    }
+
+    /// Whether the caller is the first to claim it.
+    fn claim(&self) -> bool {
+        !self.claimed.swap(true, Ordering::AcqRel)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.range.len()
+    }
+}
+
+/// What the thread is at, for the watcher.
+#[derive(Default)]
+pub(super) struct Seat {
+    work: Mutex<Option<Arc<Work>>>,
+    /// Index within the work's range.
+    at: AtomicUsize,
+    /// Goes up with every piece of work.
+    beat: AtomicU64,
+}
+
+impl Seat {
+    fn sit(&self, work: &Arc<Work>) {
+        self.at.store(0, Ordering::Relaxed);
+        self.beat.fetch_add(1, Ordering::Relaxed);
+        *self.work.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(work));
+    }
+
+    fn rise(&self) {
+        *self.work.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    /// What changes while there is progress; `None` while there is no work.
+    pub(super) fn progress(&self) -> Option<(u64, usize)> {
+        let busy = self.work.lock().unwrap_or_else(PoisonError::into_inner).is_some();
+        busy.then(|| (self.beat.load(Ordering::Relaxed), self.at.load(Ordering::Relaxed)))
+    }
+
+    /// Takes the work from a thread that hangs: what came before the record
+    /// that it hangs at, and what comes after. `None` if it was faster.
+    pub(super) fn take_over(&self) -> Option<[Work; 2]> {
+        let work = self.work.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+        if !work.claim() {
+            return None;
+        }
+        let hung = work.range.start + self.at.load(Ordering::Relaxed);
+        let before = Work::new(Arc::clone(&work.records), work.range.start..hung);
+        let after = Work::new(Arc::clone(&work.records), hung + 1..work.range.end);
+        Some([before, after])
+    }
+}
+
+/// What the thread is told.
+#[derive(Default)]
+pub(super) struct Orders {
+    /// Stop the source, read what is left, and end.
+    pub(super) drain: AtomicBool,
+    /// End now.
+    pub(super) quit: AtomicBool,
+}
+
+/// How the thread ended.
+pub(super) enum End {
+    /// The source has ended and all was processed.
+    Drained,
+    /// It was told to end now.
+    Quit(VecDeque<Work>),
+    /// The processor failed; what is left to do.
+    Failed(Failure, VecDeque<Work>),
+    /// The source failed.
+    SourceFailed(String, VecDeque<Work>),
+    /// Its work was taken over; it has changed nothing since.
+    Superseded,
+}
+
+pub(super) struct Thread {
+    pub(super) runtime: Arc<ObserverRuntime>,
+    pub(super) incarnation: Arc<Incarnation>,
+    pub(super) source: SharedSource,
+    pub(super) seat: Arc<Seat>,
+    pub(super) orders: Arc<Orders>,
+    pub(super) todo: VecDeque<Work>,
+}
+
+impl Thread {
+    pub(super) fn run(mut self) -> End {
+        let mut scratch = Scratch::default();
+        let mut spare = RecordBatch::new(BATCH_RECORDS, BATCH_BYTES);
+        let mut stopped = false;
+        loop {
+            if self.orders.quit.load(Ordering::Acquire) {
+                return End::Quit(self.todo);
+            }
+            if let Some(work) = self.todo.pop_front() {
+                match self.process(Arc::new(work), &mut scratch) {
+                    Ok(Some(batch)) => spare = batch,
+                    Ok(None) => {}
+                    Err(end) => return end,
+                }
+                continue;
+            }
+            if self.orders.drain.load(Ordering::Acquire) && !stopped {
+                stopped = true;
+                if let Err(panicked) = contain("source stop", || self.source.lock().stop()) {
+                    return End::SourceFailed(panicked.to_string(), self.todo);
+                }
+            }
+            let batch = std::mem::replace(&mut spare, RecordBatch::new(BATCH_RECORDS, BATCH_BYTES));
+            match self.read(batch, stopped) {
+                Ok((ReadOutcome::Ended, _)) => return End::Drained,
+                Ok((_, batch)) => {
+                    self.runtime.pipeline.fold_until(Some(boot_now_ns()), &mut scratch);
+                    spare = batch;
+                }
+                Err(what) => return End::SourceFailed(what, self.todo),
+            }
+        }
+    }
+
+    /// Reads into `todo`, until the next storm's window ends at the latest.
+    fn read(
+        &mut self,
+        mut batch: RecordBatch,
+        stopped: bool,
+    ) -> Result<(ReadOutcome, RecordBatch), String> {
+        batch.clear();
+        let timeout = if stopped { Some(Duration::ZERO) } else { self.patience() };
+        let source = &self.source;
+        let outcome = contain("source read", || source.lock().read(&mut batch, timeout))
+            .map_err(|panicked| panicked.to_string())?
+            .map_err(|error| describe(&error))?;
+        if batch.is_empty() {
+            return Ok((outcome, batch));
+        }
+        let counts = &self.runtime.pipeline.counts;
+        let received = batch.len() as u64;
+        add(&counts.received, received);
+        add(&counts.received_from_source, received);
+        add(&counts.processing, received);
+        let all = 0..batch.len();
+        self.todo.push_back(Work::new(Arc::new(batch), all));
+        // Whatever it said, there is work first.
+        Ok((ReadOutcome::Read, RecordBatch::new(BATCH_RECORDS, BATCH_BYTES)))
+    }
+
+    fn patience(&self) -> Option<Duration> {
+        let end = self.runtime.pipeline.next_fold_ns()?;
+        Some(Duration::from_nanos(end.saturating_sub(boot_now_ns())))
+    }
+
+    /// Processes one piece of work; gives its memory back if nobody else has it.
+    fn process(
+        &mut self,
+        work: Arc<Work>,
+        scratch: &mut Scratch,
+    ) -> Result<Option<RecordBatch>, End> {
+        let pipeline = &self.runtime.pipeline;
+        self.seat.sit(&work);
+        let gate = self.incarnation.gate();
+        let records = work.range.clone().filter_map(|index| work.records.get(index));
+        let done = pipeline.process(&*self.incarnation.processor, records, &self.seat.at, scratch);
+        drop(gate);
+        if !work.claim() {
+            return Err(End::Superseded);
+        }
+        self.seat.rise();
+        pipeline.commit(&done, scratch);
+        pipeline.counts.processing.fetch_sub(done.records(), Ordering::Relaxed);
+        match done.failure {
+            Some(failure) => {
+                let next = work.range.start + self.seat.at.load(Ordering::Relaxed) + 1;
+                let rest = Work::new(Arc::clone(&work.records), next..work.range.end);
+                self.todo.push_front(rest);
+                Err(End::Failed(failure, std::mem::take(&mut self.todo)))
+            }
+            None => {
+                let work = Arc::into_inner(work);
+                Ok(work.and_then(|work| Arc::into_inner(work.records)))
+            }
+        }
+    }
+}
+
+/// An error with all that brought it about.
+pub(super) fn describe(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+impl ObserverRuntime {
+    /// Counts what nobody will process any more.
+    pub(super) fn give_up(&self, todo: VecDeque<Work>) {
+        let records: usize = todo.iter().map(Work::len).sum();
+        self.pipeline.fail(FailReason::Down, records as u64);
+        self.pipeline.counts.processing.fetch_sub(records as u64, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,300 @@
+//! Joins the stages: record → processor → causality → sampling → folding →
+//! lanes. Everything here is counted on the way.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::causality::CausalityTracker;
+use crate::clock::ClockPair;
+use crate::doorbell::Doorbell;
+use crate::event::{Event, EventKind, Origin, Outcome, Severity};
+use crate::fold::{Folded, Folder};
+use crate::ids::{BootId, EventId, RecordOrigin, SpanId, TraceId};
+use crate::lane::Lane;
+use crate::ledger::{FailReason, ObserverCounts, Tally, add};
+use crate::metrics::{MetricKind, Registry};
+use crate::panic::{Panicked, contain};
+use crate::processor::{EventProcessor, Output, ProcessError, RawRecord};
+use crate::sampler::Sampler;
+
+/// Marks the ordinal of a summary's id.
+const SUMMARY: u32 = 1 << 31;
+
+/// The stages of one observer, behind its processor.
+#[derive(Debug)]
+pub(crate) struct Pipeline {
+    pub(crate) origin: &'static Origin,
+    pub(crate) boot_id: BootId,
+    pub(crate) sampler: Sampler,
+    pub(crate) causality: CausalityTracker,
+    pub(crate) folder: Mutex<Folder>,
+    pub(crate) lanes: Vec<(Arc<Lane>, Arc<Doorbell>)>,
+    pub(crate) counts: ObserverCounts,
+    pub(crate) metrics: Registry,
+}
+
+/// An event that the processor made, and which record it comes from.
+struct Made {
+    event: Event,
+    boot_ns: u64,
+    seq: u64,
+    cpu: u32,
+    ordinal: u32,
+}
+
+/// Memory that is used again from batch to batch.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    made: Vec<Made>,
+    routed: Vec<Arc<Event>>,
+    given_up: Vec<Arc<Event>>,
+}
+
+/// Why a processor can't go on.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    Fatal(String),
+    Panicked(Panicked),
+}
+
+/// What processing came to, before anything of it is counted or routed.
+#[derive(Default)]
+pub(crate) struct Processed {
+    ignored: u64,
+    malformed: u64,
+    processed: u64,
+    pub(crate) failure: Option<Failure>,
+}
+
+impl Processed {
+    /// How many records this accounts for.
+    pub(crate) fn records(&self) -> u64 {
+        let failed = u64::from(self.failure.is_some());
+        self.ignored + self.malformed + self.processed + failed
+    }
+}
+
+impl Pipeline {
+    /// Runs the processor over records, contained. Stops at the first one
+    /// after which it can't go on. `at` follows which record it is at.
+    pub(crate) fn process<'a>(
+        &self,
+        processor: &dyn EventProcessor,
+        records: impl Iterator<Item = RawRecord<'a>>,
+        at: &AtomicUsize,
+        scratch: &mut Scratch,
+    ) -> Processed {
+        let mut done = Processed::default();
+        let made = &mut scratch.made;
+        let result = contain(&self.origin.source, || {
+            for (index, record) in records.enumerate() {
+                at.store(index, Ordering::Relaxed);
+                match processor.process(record) {
+                    Ok(Output::One(event)) => {
+                        made.push(Made::new(event, &record, 0));
+                        done.processed += 1;
+                    }
+                    Ok(Output::Nothing) => done.ignored += 1,
+                    Ok(Output::Several(events)) if events.is_empty() => done.ignored += 1,
+                    Ok(Output::Several(events)) => {
+                        let events = events.into_iter().zip(0u32..);
+                        made.extend(events.map(|(e, n)| Made::new(e, &record, n & !SUMMARY)));
+                        done.processed += 1;
+                    }
+                    Err(ProcessError::Malformed { .. }) => done.malformed += 1,
+                    Err(ProcessError::Fatal(why)) => return Some(why),
+                }
+            }
+            None
+        });
+        done.failure = match result {
+            Ok(None) => None,
+            Ok(Some(why)) => Some(Failure::Fatal(why)),
+            Err(panicked) => Some(Failure::Panicked(panicked)),
+        };
+        done
+    }
+
+    /// Counts what processing came to, and routes what it made.
+    pub(crate) fn commit(&self, done: &Processed, scratch: &mut Scratch) {
+        let counts = &self.counts;
+        add(&counts.ignored, done.ignored);
+        add(&counts.processed, done.processed);
+        self.fail(FailReason::Malformed, done.malformed);
+        match done.failure {
+            Some(Failure::Fatal(_)) => self.fail(FailReason::Fatal, 1),
+            Some(Failure::Panicked(_)) => self.fail(FailReason::Panic, 1),
+            None => {}
+        }
+        if !scratch.made.is_empty() {
+            self.route(scratch);
+        }
+    }
+
+    /// Counts records that came to nothing.
+    pub(crate) fn fail(&self, reason: FailReason, records: u64) {
+        add(&self.counts.failed[reason as usize], records);
+    }
+
+    /// Causality, sampling and folding under one lock a batch; then the lanes.
+    fn route(&self, scratch: &mut Scratch) {
+        let observed_ns = ClockPair::now().wall_ns;
+        let (mut produced, mut sampled_out, mut routed) =
+            (Tally::default(), Tally::default(), Tally::default());
+        let mut kinds = KindCounter::new(self);
+        let Scratch { made, routed: out, .. } = scratch;
+        let mut causality = self.causality.lock();
+        let mut folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner);
+        for mut made in made.drain(..) {
+            let count = made.event.count;
+            produced += Tally::one(count);
+            kinds.count(&made.event);
+            self.identify(&mut made);
+            made.event.observed_ns = observed_ns;
+            causality.observe(&mut made.event);
+            let event = &made.event;
+            let Some(kept) = self.sampler.decide(event.kind, event.severity, event.trace_id) else {
+                sampled_out += Tally::one(count);
+                continue;
+            };
+            made.event.sampling_threshold = kept.threshold;
+            made.event.weight = kept.weight;
+            folder.advance(made.boot_ns, &mut |summary| emit(summary, &mut routed, out));
+            let Made { event, boot_ns, seq, cpu, ordinal } = made;
+            let summary_id = |event: &Event| {
+                let ordinal = ordinal | SUMMARY;
+                EventId::derive(event.time_ns, &self.record_origin(boot_ns, seq, cpu, ordinal))
+            };
+            if let Folded::Passes(event) = folder.offer(event, boot_ns, summary_id) {
+                emit(event, &mut routed, out);
+            }
+        }
+        self.counts.folding.set(folder.folding());
+        drop(folder);
+        drop(causality);
+        kinds.flush();
+        self.counts.produced.add(produced);
+        self.counts.sampled_out.add(sampled_out);
+        self.hand_over(routed, scratch);
+    }
+
+    /// Ends the storms whose window is over at this time on the boot clock
+    /// (`None`: all of them), and routes their summaries.
+    pub(crate) fn fold_until(&self, boot_ns: Option<u64>, scratch: &mut Scratch) {
+        let mut routed = Tally::default();
+        let out = &mut scratch.routed;
+        let observed_ns = ClockPair::now().wall_ns;
+        let mut folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut take = |mut summary: Event| {
+            summary.observed_ns = observed_ns;
+            emit(summary, &mut routed, out);
+        };
+        match boot_ns {
+            Some(boot_ns) => folder.advance(boot_ns, &mut take),
+            None => folder.flush(&mut take),
+        }
+        self.counts.folding.set(folder.folding());
+        drop(folder);
+        if routed.envelopes > 0 {
+            self.hand_over(routed, scratch);
+        }
+    }
+
+    /// When the next storm's window ends, on the boot clock.
+    pub(crate) fn next_fold_ns(&self) -> Option<u64> {
+        self.folder.lock().unwrap_or_else(PoisonError::into_inner).next_end_ns()
+    }
+
+    fn hand_over(&self, routed: Tally, scratch: &mut Scratch) {
+        let Scratch { routed: out, given_up, .. } = scratch;
+        self.counts.routed.add(routed);
+        if let Some(((last, last_bell), others)) = self.lanes.split_last() {
+            for (lane, bell) in others {
+                lane.push(out.iter().cloned(), given_up);
+                bell.ring();
+            }
+            last.push(out.drain(..), given_up);
+            last_bell.ring();
+        }
+        out.clear();
+        given_up.clear();
+    }
+
+    fn record_origin(&self, boot_ns: u64, seq: u64, cpu: u32, ordinal: u32) -> RecordOrigin<'_> {
+        let observer = &self.origin.source;
+        RecordOrigin { boot_id: &self.boot_id, observer, cpu, boot_ns, seq, ordinal }
+    }
+
+    /// Stamps what the processor left open.
+    #[inline]
+    fn identify(&self, made: &mut Made) {
+        let origin = self.record_origin(made.boot_ns, made.seq, made.cpu, made.ordinal);
+        let (id, hash) = EventId::derive(made.event.time_ns, &origin);
+        let event = &mut made.event;
+        event.id = id;
+        event.origin = self.origin;
+        event.span_id.get_or_insert(SpanId::from_hash(hash));
+        if !event.trace_id.is_set() {
+            event.trace_id = TraceId::from_hash(hash);
+        }
+    }
+}
+
+fn emit(event: Event, routed: &mut Tally, out: &mut Vec<Arc<Event>>) {
+    *routed += Tally::one(event.count);
+    out.push(Arc::new(event));
+}
+
+impl Made {
+    #[inline]
+    fn new(mut event: Event, record: &RawRecord<'_>, ordinal: u32) -> Self {
+        if event.time_ns == 0 {
+            event.time_ns = record.wall_ns;
+        }
+        // Every event stands for at least one occurrence.
+        event.count = event.count.max(1);
+        Made { event, boot_ns: record.boot_ns, seq: record.seq, cpu: record.cpu, ordinal }
+    }
+}
+
+/// Counts events by kind, severity and outcome, before sampling. Runs of equal
+/// events cost one look-up.
+struct KindCounter<'a> {
+    pipeline: &'a Pipeline,
+    run: Option<(&'static EventKind, Severity, Outcome)>,
+    count: u64,
+}
+
+impl<'a> KindCounter<'a> {
+    fn new(pipeline: &'a Pipeline) -> Self {
+        KindCounter { pipeline, run: None, count: 0 }
+    }
+
+    #[inline]
+    fn count(&mut self, event: &Event) {
+        let this = (event.kind, event.severity, event.outcome);
+        let same = self.run.is_some_and(|(kind, severity, outcome)| {
+            std::ptr::eq(kind, this.0) && (severity, outcome) == (this.1, this.2)
+        });
+        if !same {
+            self.flush();
+            self.run = Some(this);
+        }
+        self.count += event.count;
+    }
+
+    fn flush(&mut self) {
+        let Some((kind, severity, outcome)) = self.run.take() else { return };
+        let labels = [
+            ("observer", &*self.pipeline.origin.source),
+            ("type", kind.event_type()),
+            ("subtype", kind.subtype()),
+            ("severity", severity.as_str()),
+            ("outcome", outcome.as_str()),
+        ];
+        self.pipeline
+            .metrics
+            .series("vahti_events_total", MetricKind::Counter, &labels)
+            .add(std::mem::take(&mut self.count));
+    }
+}

@@ -1,0 +1,474 @@
+//! A bounded queue with two priorities and three drop policies.
+//!
+//! Bounded in items and in bytes. Every operation takes constant time whatever
+//! the policy (an item larger than what it displaces may displace several).
+//! It allocates as it fills, up to its capacity, and never again. What it
+//! gives up is handed back, so that nothing is dropped inside the lock.
+
+use crate::config::DropPolicy;
+use crate::event::Priority;
+use crate::sync::{Mutex, lock};
+
+/// Why an item was given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum QueueDrop {
+    /// The queue held as many items as it may.
+    Items,
+    /// The queue held as many bytes as it may.
+    Bytes,
+    /// The item alone is larger than the queue may be.
+    TooLarge,
+}
+
+/// Bounds and policy of a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueConfig {
+    /// Items at most; 0 is taken as 1.
+    pub capacity: usize,
+    /// Bytes at most.
+    pub max_bytes: usize,
+    /// What is given up when it is full.
+    pub policy: DropPolicy,
+}
+
+/// What became of an item that was put in.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Enqueued<T> {
+    /// It waits; nothing was given up.
+    Queued,
+    /// It waits; these were given up for it, at least one.
+    Displaced(Vec<T>),
+    /// It was given up itself.
+    Refused(T, QueueDrop),
+}
+
+/// The queue, safe to share between threads.
+///
+/// ```
+/// use vahti_runtime::config::DropPolicy;
+/// use vahti_runtime::event::Priority;
+/// use vahti_runtime::queue::{BoundedQueue, QueueConfig};
+///
+/// let config = QueueConfig { capacity: 2, max_bytes: 1024, policy: DropPolicy::Oldest };
+/// let queue = BoundedQueue::new(config);
+/// for n in 0..3 {
+///     queue.enqueue(n, Priority::Normal, 8);
+/// }
+/// assert_eq!(queue.dequeue(), Some(1), "0 was the oldest");
+/// ```
+#[derive(Debug)]
+pub struct BoundedQueue<T> {
+    core: Mutex<QueueCore<T>>,
+}
+
+impl<T> BoundedQueue<T> {
+    /// An empty queue.
+    #[must_use]
+    pub fn new(config: QueueConfig) -> Self {
+        BoundedQueue { core: Mutex::new(QueueCore::new(config)) }
+    }
+
+    /// Puts an item in; what is given up for it is handed back.
+    pub fn enqueue(&self, item: T, priority: Priority, bytes: usize) -> Enqueued<T> {
+        let mut displaced = Vec::new();
+        let refused =
+            lock(&self.core).push(item, priority, bytes, &mut |item, _, _| displaced.push(item));
+        match refused {
+            Some((item, why)) => Enqueued::Refused(item, why),
+            None if displaced.is_empty() => Enqueued::Queued,
+            None => Enqueued::Displaced(displaced),
+        }
+    }
+
+    /// Puts an item in and drops what is given up, outside the lock. Returns
+    /// whether the item waits now.
+    pub fn enqueue_or_drop(&self, item: T, priority: Priority, bytes: usize) -> bool {
+        let mut first = None;
+        let mut rest = Vec::new();
+        let refused = lock(&self.core).push(item, priority, bytes, &mut |item, _, _| {
+            if let Some(item) = first.replace(item) {
+                rest.push(item);
+            }
+        });
+        refused.is_none()
+    }
+
+    /// Takes the oldest item: of the critical ones, else of the normal ones.
+    pub fn dequeue(&self) -> Option<T> {
+        let mut core = lock(&self.core);
+        core.pop(Priority::Critical).or_else(|| core.pop(Priority::Normal))
+    }
+
+    /// How many items wait.
+    pub fn len(&self) -> usize {
+        lock(&self.core).len()
+    }
+
+    /// How many items may wait.
+    pub fn capacity(&self) -> usize {
+        lock(&self.core).capacity
+    }
+
+    /// Whether no item waits.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether as many items wait as may.
+    pub fn is_full(&self) -> bool {
+        let core = lock(&self.core);
+        core.len() == core.capacity
+    }
+}
+
+const NONE: u32 = u32::MAX;
+
+/// A place in the slab: part of one priority's list, or of the free list.
+#[derive(Debug)]
+struct Node<T> {
+    item: Option<T>,
+    bytes: usize,
+    prev: u32,
+    next: u32,
+    /// Where this node stands in its list's `order`; only for `Random`.
+    place: u32,
+}
+
+#[derive(Debug)]
+struct List {
+    head: u32,
+    tail: u32,
+    len: usize,
+    bytes: usize,
+    /// All nodes of the list in no order, to pick one uniformly; only for
+    /// `Random`.
+    order: Vec<u32>,
+}
+
+impl List {
+    const fn new() -> Self {
+        List { head: NONE, tail: NONE, len: 0, bytes: 0, order: Vec::new() }
+    }
+}
+
+/// The queue without its lock; lanes keep their accounts under the same one.
+#[derive(Debug)]
+pub(crate) struct QueueCore<T> {
+    nodes: Vec<Node<T>>,
+    free: u32,
+    critical: List,
+    normal: List,
+    capacity: usize,
+    max_bytes: usize,
+    policy: DropPolicy,
+    random: u64,
+}
+
+impl<T> QueueCore<T> {
+    pub(crate) fn new(config: QueueConfig) -> Self {
+        // Node numbers are 32 bits wide and the last one means "none".
+        let capacity = config.capacity.clamp(1, NONE as usize - 1);
+        QueueCore {
+            nodes: Vec::new(),
+            free: NONE,
+            critical: List::new(),
+            normal: List::new(),
+            capacity,
+            max_bytes: config.max_bytes,
+            policy: config.policy,
+            random: 0x9E37_79B9_7F4A_7C15 ^ crate::clock::boot_now_ns(),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.critical.len + self.normal.len
+    }
+
+    pub(crate) fn len_of(&self, priority: Priority) -> usize {
+        self.list(priority).len
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.critical.bytes + self.normal.bytes
+    }
+
+    fn list(&self, priority: Priority) -> &List {
+        match priority {
+            Priority::Critical => &self.critical,
+            Priority::Normal => &self.normal,
+        }
+    }
+
+    fn list_mut(&mut self, priority: Priority) -> &mut List {
+        match priority {
+            Priority::Critical => &mut self.critical,
+            Priority::Normal => &mut self.normal,
+        }
+    }
+
+    /// Puts an item in. What is displaced goes to `give_up`; an item that is
+    /// refused comes back.
+    #[inline]
+    pub(crate) fn push(
+        &mut self,
+        item: T,
+        priority: Priority,
+        bytes: usize,
+        give_up: &mut impl FnMut(T, Priority, QueueDrop),
+    ) -> Option<(T, QueueDrop)> {
+        if let Some(why) = self.lacks(bytes) {
+            if bytes > self.max_bytes {
+                return Some((item, QueueDrop::TooLarge));
+            }
+            if !self.can_make_room(priority, bytes, why) {
+                return Some((item, why));
+            }
+            self.make_room(priority, bytes, give_up);
+        }
+        self.append(item, priority, bytes);
+        None
+    }
+
+    fn lacks(&self, bytes: usize) -> Option<QueueDrop> {
+        if self.len() >= self.capacity {
+            Some(QueueDrop::Items)
+        } else if self.bytes().saturating_add(bytes) > self.max_bytes {
+            Some(QueueDrop::Bytes)
+        } else {
+            None
+        }
+    }
+
+    /// Whether displacing what may be displaced for such an item is enough.
+    fn can_make_room(&self, priority: Priority, bytes: usize, why: QueueDrop) -> bool {
+        let newest = self.policy == DropPolicy::Newest;
+        match priority {
+            Priority::Normal if newest => false,
+            // Only normal events may go.
+            Priority::Normal => self.normals_suffice(bytes, why),
+            Priority::Critical if newest => self.normals_suffice(bytes, why),
+            Priority::Critical => true,
+        }
+    }
+
+    fn normals_suffice(&self, bytes: usize, why: QueueDrop) -> bool {
+        (why != QueueDrop::Items || self.normal.len > 0)
+            && self.critical.bytes.saturating_add(bytes) <= self.max_bytes
+    }
+
+    fn make_room(
+        &mut self,
+        priority: Priority,
+        bytes: usize,
+        give_up: &mut impl FnMut(T, Priority, QueueDrop),
+    ) {
+        while let Some(why) = self.lacks(bytes) {
+            let from = if self.normal.len > 0 { Priority::Normal } else { priority };
+            let node = match self.policy {
+                DropPolicy::Oldest => self.list(from).head,
+                DropPolicy::Newest => self.list(from).tail,
+                DropPolicy::Random => self.pick(from),
+            };
+            match self.remove(node, from) {
+                Some(item) => give_up(item, from, why),
+                None => break,
+            }
+        }
+    }
+
+    /// A node of the list, each as likely as the other.
+    fn pick(&mut self, priority: Priority) -> u32 {
+        // xorshift64*; a multiply-shift maps it to the list without a modulo.
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        let random = self.random.wrapping_mul(0x2545_F491_4F6C_DD1D);
+        let order = &self.list(priority).order;
+        let index = (u128::from(random) * order.len() as u128) >> 64;
+        order.get(index as usize).copied().unwrap_or(NONE)
+    }
+
+    /// Takes the oldest item of one priority.
+    #[inline]
+    pub(crate) fn pop(&mut self, priority: Priority) -> Option<T> {
+        self.remove(self.list(priority).head, priority)
+    }
+
+    #[inline]
+    fn append(&mut self, item: T, priority: Priority, bytes: usize) {
+        let tail = self.list(priority).tail;
+        let place = match self.policy {
+            DropPolicy::Random => self.list(priority).order.len() as u32,
+            DropPolicy::Oldest | DropPolicy::Newest => NONE,
+        };
+        let node = Node { item: Some(item), bytes, prev: tail, next: NONE, place };
+        let index = self.place(node);
+        if let Some(tail) = self.nodes.get_mut(tail as usize) {
+            tail.next = index;
+        }
+        let random = self.policy == DropPolicy::Random;
+        let list = self.list_mut(priority);
+        if list.head == NONE {
+            list.head = index;
+        }
+        list.tail = index;
+        list.len += 1;
+        list.bytes += bytes;
+        if random {
+            list.order.push(index);
+        }
+    }
+
+    /// Puts a node into a free place of the slab.
+    #[inline]
+    fn place(&mut self, node: Node<T>) -> u32 {
+        let index = self.free;
+        if let Some(slot) = self.nodes.get_mut(index as usize) {
+            self.free = slot.next;
+            *slot = node;
+            return index;
+        }
+        if self.nodes.len() == self.nodes.capacity() {
+            // Doubles on the way to the capacity, and never passes it.
+            let more = self.nodes.len().max(64).min(self.capacity - self.nodes.len());
+            self.nodes.reserve_exact(more);
+        }
+        self.nodes.push(node);
+        // `len` is below `capacity`, which fits into 32 bits.
+        (self.nodes.len() - 1) as u32
+    }
+
+    #[inline]
+    fn remove(&mut self, index: u32, priority: Priority) -> Option<T> {
+        let free = self.free;
+        let node = self.nodes.get_mut(index as usize)?;
+        let item = node.item.take()?;
+        let (prev, next, bytes, place) = (node.prev, node.next, node.bytes, node.place);
+        node.next = free;
+        self.free = index;
+        match self.nodes.get_mut(prev as usize) {
+            Some(node) => node.next = next,
+            None => self.list_mut(priority).head = next,
+        }
+        match self.nodes.get_mut(next as usize) {
+            Some(node) => node.prev = prev,
+            None => self.list_mut(priority).tail = prev,
+        }
+        let list = self.list_mut(priority);
+        list.len -= 1;
+        list.bytes -= bytes;
+        if place != NONE {
+            list.order.swap_remove(place as usize);
+            let moved = list.order.get(place as usize).copied();
+            if let Some(node) = moved.and_then(|n| self.nodes.get_mut(n as usize)) {
+                node.place = place;
+            }
+        }
+        Some(item)
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+    use Priority::{Critical, Normal};
+
+    fn queue(capacity: usize, max_bytes: usize, policy: DropPolicy) -> BoundedQueue<u32> {
+        BoundedQueue::new(QueueConfig { capacity, max_bytes, policy })
+    }
+
+    fn drain(queue: &BoundedQueue<u32>) -> Vec<u32> {
+        std::iter::from_fn(|| queue.dequeue()).collect()
+    }
+
+    #[test]
+    fn each_policy_gives_up_what_it_says() {
+        let oldest = queue(3, 100, DropPolicy::Oldest);
+        let newest = queue(3, 100, DropPolicy::Newest);
+        for n in 0..5 {
+            oldest.enqueue(n, Normal, 1);
+            newest.enqueue(n, Normal, 1);
+        }
+        assert_eq!(drain(&oldest), [2, 3, 4]);
+        assert_eq!(drain(&newest), [0, 1, 2]);
+    }
+
+    #[test]
+    fn random_picks_every_victim_about_as_often() {
+        let mut dropped = [0u32; 8];
+        for _ in 0..8_000 {
+            let queue = queue(8, 100, DropPolicy::Random);
+            for n in 0..8 {
+                queue.enqueue(n, Normal, 1);
+            }
+            match queue.enqueue(99, Normal, 1) {
+                Enqueued::Displaced(victims) => dropped[victims[0] as usize] += 1,
+                other => panic!("{other:?}"),
+            }
+            assert_eq!(queue.len(), 8);
+        }
+        // 1,000 expected each; six standard deviations are about 180.
+        assert!(dropped.iter().all(|n| (820..1180).contains(n)), "{dropped:?}");
+    }
+
+    #[test]
+    fn random_keeps_the_order_of_what_stays() {
+        let queue = queue(50, 1_000, DropPolicy::Random);
+        for n in 0..500 {
+            queue.enqueue(n, Normal, 1);
+        }
+        let left = drain(&queue);
+        assert_eq!(left.len(), 50);
+        assert!(left.is_sorted());
+    }
+
+    #[test]
+    fn normal_events_go_before_critical_ones_whatever_the_policy() {
+        for policy in [DropPolicy::Oldest, DropPolicy::Newest, DropPolicy::Random] {
+            let queue = queue(4, 100, policy);
+            for n in 0..4 {
+                queue.enqueue(n, Normal, 1);
+            }
+            for n in 10..14 {
+                assert!(matches!(queue.enqueue(n, Critical, 1), Enqueued::Displaced(_)));
+            }
+            let refused = queue.enqueue(5, Normal, 1);
+            assert_eq!(refused, Enqueued::Refused(5, QueueDrop::Items), "{policy:?}");
+            assert_eq!(drain(&queue), [10, 11, 12, 13], "{policy:?}");
+        }
+    }
+
+    #[test]
+    fn critical_ones_leave_first() {
+        let queue = queue(4, 100, DropPolicy::Oldest);
+        queue.enqueue(1, Normal, 1);
+        queue.enqueue(2, Critical, 1);
+        assert_eq!(drain(&queue), [2, 1]);
+    }
+
+    #[test]
+    fn bytes_bound_it_too_and_an_item_that_never_fits_displaces_nothing() {
+        let queue = queue(100, 10, DropPolicy::Oldest);
+        for n in 0..5 {
+            queue.enqueue(n, Normal, 2);
+        }
+        assert_eq!(queue.enqueue(6, Normal, 11), Enqueued::Refused(6, QueueDrop::TooLarge));
+        assert_eq!(queue.enqueue(7, Normal, 5), Enqueued::Displaced(vec![0, 1, 2]));
+        assert_eq!(queue.enqueue(8, Critical, 4), Enqueued::Displaced(vec![3, 4, 7]));
+        let refused = queue.enqueue(9, Normal, 7);
+        assert_eq!(refused, Enqueued::Refused(9, QueueDrop::Bytes), "the critical one may not go");
+        assert_eq!(drain(&queue), [8]);
+    }
+
+    #[test]
+    fn places_are_used_again() {
+        let queue = queue(1_000, 1 << 20, DropPolicy::Random);
+        for round in 0..10u32 {
+            for n in 0..1_000 {
+                queue.enqueue(round * 1_000 + n, if n % 3 == 0 { Critical } else { Normal }, 1);
+            }
+            assert_eq!(drain(&queue).len(), 1_000);
+        }
+        assert!(lock(&queue.core).nodes.capacity() <= 1_000);
+    }
+}

@@ -1,0 +1,103 @@
+//! Runs all observers of a program, each by its failure policy.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use crate::delivery::EmitterHandle;
+use crate::observer::{ObserverRuntime, RunError};
+use crate::shutdown::{Shutdown, ShutdownTrigger, channel};
+
+/// Runs observers side by side and ends them together.
+///
+/// * isolate: an observer that failed is down and reported; the others run on.
+/// * restart: the observer starts itself again (see
+///   [`ObserverRuntime::run`]); nothing of it is seen here.
+/// * fail_fast: all drain, and the report says so.
+#[derive(Debug)]
+pub struct Supervisor {
+    observers: Vec<Arc<ObserverRuntime>>,
+    emitters: Vec<EmitterHandle>,
+    drain_deadline: Duration,
+}
+
+/// How it all ended.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Report {
+    /// The observers that ended with an error, in the order in which they did.
+    pub failed: Vec<RunError>,
+    /// Whether a fail_fast observer ended the program.
+    pub failed_fast: bool,
+    /// Whether all observers had failed before the shutdown began.
+    pub all_failed: bool,
+    /// The emitters that did not end in time and were left behind.
+    pub stuck_emitters: Vec<String>,
+}
+
+impl Report {
+    /// Whether the program should end with success.
+    #[must_use]
+    pub fn is_success(&self) -> bool {
+        !self.failed_fast && !self.all_failed
+    }
+}
+
+impl Supervisor {
+    /// One that ends `emitters` once all observers have ended, within the
+    /// deadline.
+    #[must_use]
+    pub fn new(emitters: Vec<EmitterHandle>, drain_deadline: Duration) -> Self {
+        Supervisor { observers: Vec::new(), emitters, drain_deadline }
+    }
+
+    /// Adds an observer.
+    #[must_use]
+    pub fn observer(mut self, observer: Arc<ObserverRuntime>) -> Self {
+        self.observers.push(observer);
+        self
+    }
+
+    /// Runs until the shutdown begins, every observer has ended, or one that
+    /// is fail_fast failed; then drains.
+    pub async fn run(self, shutdown: Shutdown) -> Report {
+        let (trigger, inner) = channel();
+        let (sender, mut ends) = mpsc::unbounded_channel();
+        let observers = self.observers.len();
+        for observer in &self.observers {
+            let (observer, sender) = (Arc::clone(observer), sender.clone());
+            let inner = inner.clone();
+            tokio::spawn(async move {
+                let result = observer.run(inner).await;
+                // The supervisor waits for all of them.
+                if sender.send(result).is_err() {}
+            });
+        }
+        drop(sender);
+        let forward = tokio::spawn(forward(shutdown.clone(), trigger.clone()));
+        let mut report = Report::default();
+        while let Some(result) = ends.recv().await {
+            let Err(error) = result else { continue };
+            if error.is_fail_fast() {
+                report.failed_fast = true;
+                trigger.begin();
+            }
+            report.failed.push(error);
+        }
+        report.all_failed =
+            observers > 0 && report.failed.len() == observers && !shutdown.has_begun();
+        forward.abort();
+        let deadline = tokio::time::Instant::now() + self.drain_deadline;
+        for emitter in &self.emitters {
+            if !emitter.end(deadline).await {
+                report.stuck_emitters.push(emitter.name().to_owned());
+            }
+        }
+        report
+    }
+}
+
+async fn forward(from: Shutdown, to: ShutdownTrigger) {
+    from.begun().await;
+    to.begin();
+}
