@@ -1,0 +1,209 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The little of the kernel that the programs look at. Only names and types count here: the loader
+ * takes every offset from the BTF of the kernel that runs (CO-RE). A `___` suffix names another
+ * kernel's shape of the same type.
+ */
+#ifndef VAHTI_KERNEL_H
+#define VAHTI_KERNEL_H
+
+#include "abi.h"
+
+#define SEC(name) __attribute__((section(name), used))
+#define __always_inline inline __attribute__((always_inline))
+
+/* --- maps ------------------------------------------------------------------------------------ */
+
+#define __uint(name, val) int(*name)[val]
+#define __type(name, val) typeof(val) *name
+
+enum { BPF_ANY = 0, BPF_NOEXIST = 1 };
+enum {
+	BPF_MAP_TYPE_ARRAY = 2,
+	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
+	BPF_MAP_TYPE_RINGBUF = 27,
+};
+
+/* --- helpers (numbers are the kernel's ABI, include/uapi/linux/bpf.h) -------------------------- */
+
+static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static long (*bpf_map_update_elem)(void *map, const void *key, const void *value, u64 flags) = (void *)2;
+static long (*bpf_map_delete_elem)(void *map, const void *key) = (void *)3;
+static u32 (*bpf_get_smp_processor_id)(void) = (void *)8;
+static u64 (*bpf_get_current_pid_tgid)(void) = (void *)14;
+static u64 (*bpf_get_current_task)(void) = (void *)35;
+static long (*bpf_probe_read_kernel)(void *dst, u32 size, const void *from) = (void *)113;
+static long (*bpf_probe_read_kernel_str)(void *dst, u32 size, const void *from) = (void *)115;
+static u64 (*bpf_ktime_get_boot_ns)(void) = (void *)125;
+static long (*bpf_ringbuf_output)(void *ring, void *data, u64 size, u64 flags) = (void *)130;
+
+/* --- CO-RE ------------------------------------------------------------------------------------- */
+
+/* Reads a kernel lvalue; a fault reads as zero. */
+#define read(lvalue)                                                      \
+	({                                                                \
+		typeof(lvalue) value_;                                    \
+		bpf_probe_read_kernel(&value_, sizeof(value_), &(lvalue)); \
+		value_;                                                   \
+	})
+#define field_exists(field) __builtin_preserve_field_info(field, 2)
+#define enum_value(type, value) __builtin_preserve_enum_value(*(typeof(enum type) *)value, 1)
+
+#pragma clang attribute push(__attribute__((preserve_access_index)), apply_to = record)
+
+/* --- cgroups ----------------------------------------------------------------------------------- */
+
+enum cgroup_subsys_id { memory_cgrp_id = 4 };
+
+struct kernfs_node {
+	struct kernfs_node *__parent; /* since 6.15 */
+	const char *name;
+	u64 id;
+};
+struct kernfs_node___before_6_15 {
+	struct kernfs_node *parent;
+};
+struct cgroup_root {
+	int hierarchy_id;
+};
+struct cgroup {
+	struct kernfs_node *kn;
+	struct cgroup_root *root;
+};
+struct cgroup_subsys_state {
+	struct cgroup *cgroup;
+};
+struct css_set {
+	struct cgroup_subsys_state *subsys[1];
+	struct cgroup *dfl_cgrp;
+};
+
+/* --- memory ------------------------------------------------------------------------------------ */
+
+typedef struct {
+	s64 counter;
+} atomic_long_t;
+struct page_counter {
+	atomic_long_t usage;
+	unsigned long max;
+	struct page_counter *parent;
+};
+struct mem_cgroup {
+	struct cgroup_subsys_state css;
+	struct page_counter memory;
+	struct page_counter memsw;
+};
+struct percpu_counter {
+	s64 count;
+};
+struct mm_rss_stat {
+	atomic_long_t count[4];
+};
+struct mm_struct {
+	unsigned long total_vm;
+	struct percpu_counter rss_stat[4]; /* since 6.2 */
+};
+struct mm_struct___before_6_2 {
+	struct mm_rss_stat rss_stat;
+};
+
+/* --- processes --------------------------------------------------------------------------------- */
+
+typedef struct {
+	u32 val;
+} kuid_t;
+struct cred {
+	kuid_t uid;
+};
+struct upid {
+	int nr;
+};
+struct pid {
+	u32 level;
+	struct upid numbers[1];
+};
+typedef struct {
+	int counter;
+} atomic_t;
+struct signal_struct {
+	atomic_t live;
+	int group_exit_code;
+	u32 flags;
+	s16 oom_score_adj;
+};
+struct task_struct {
+	u32 flags;
+	int exit_code;
+	int pid;
+	int tgid;
+	struct task_struct *real_parent;
+	struct task_struct *group_leader;
+	struct pid *thread_pid;
+	u64 start_boottime;
+	struct cred *real_cred;
+	u8 comm[16];
+	struct signal_struct *signal;
+	struct mm_struct *mm;
+	struct css_set *cgroups;
+};
+struct kernel_siginfo {
+	int si_code;
+};
+
+/* --- sockets ----------------------------------------------------------------------------------- */
+
+struct ns_common {
+	u32 inum;
+};
+struct net {
+	struct ns_common ns;
+};
+typedef struct {
+	struct net *net;
+} possible_net_t;
+struct in6_addr {
+	u8 bytes[16];
+};
+struct sock_common {
+	u32 skc_daddr;
+	u32 skc_rcv_saddr;
+	u16 skc_dport;
+	u16 skc_num;
+	u16 skc_family;
+	possible_net_t skc_net;
+	struct in6_addr skc_v6_daddr;
+	struct in6_addr skc_v6_rcv_saddr;
+};
+typedef struct {
+	int owned;
+} socket_lock_t;
+struct sock {
+	struct sock_common __sk_common;
+	socket_lock_t sk_lock;
+	int sk_err;
+	int sk_err_soft;
+	struct socket *sk_socket;
+	u16 sk_protocol;
+	u8 sk_shutdown;
+};
+struct inet_sock {
+	u32 inet_saddr;
+	u16 inet_sport;
+};
+struct tcp_sock {
+	u32 packets_out;
+	u32 total_retrans;
+};
+
+#pragma clang attribute pop
+
+/* --- constants of the kernel that BTF does not carry ------------------------------------------- */
+
+enum { PF_KTHREAD = 0x00200000, SIGNAL_GROUP_EXIT = 0x00000004 };
+enum { MM_FILEPAGES = 0, MM_ANONPAGES = 1, MM_SHMEMPAGES = 3 };
+enum { AF_INET = 2, AF_INET6 = 10, IPPROTO_TCP = 6 };
+enum { TCP_ESTABLISHED = 1, TCP_SYN_SENT = 2, TCP_SYN_RECV = 3, TCP_CLOSE = 7, TCP_LISTEN = 10 };
+enum { SHUTDOWN_MASK = 3 };
+
+#endif

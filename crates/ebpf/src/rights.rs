@@ -1,0 +1,84 @@
+//! Whether this process may load and attach programs.
+
+use std::path::Path;
+
+use crate::error::EbpfError;
+
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_PERFMON: u32 = 38;
+const CAP_BPF: u32 = 39;
+
+/// Names the capability that is missing, if one is.
+///
+/// # Errors
+/// [`EbpfError::MissingCapability`], or `/proc` can't be read.
+pub fn check() -> Result<(), EbpfError> {
+    check_in(Path::new("/proc"))
+}
+
+/// The same, for a given `/proc`.
+///
+/// # Errors
+/// As [`check`].
+pub fn check_in(proc: &Path) -> Result<(), EbpfError> {
+    let status = std::fs::read_to_string(proc.join("self/status"))
+        .map_err(|error| EbpfError::System { operation: "reading /proc/self/status", error })?;
+    match missing(effective(&status)) {
+        Some(missing) => Err(EbpfError::MissingCapability { missing }),
+        None => Ok(()),
+    }
+}
+
+fn effective(status: &str) -> u64 {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|set| u64::from_str_radix(set.trim(), 16).ok())
+        .unwrap_or(0)
+}
+
+fn missing(effective: u64) -> Option<&'static str> {
+    let has = |capability: u32| effective & (1 << capability) != 0;
+    if has(CAP_SYS_ADMIN) {
+        None
+    } else if !has(CAP_BPF) {
+        Some("CAP_BPF")
+    } else if !has(CAP_PERFMON) {
+        Some("CAP_PERFMON")
+    } else {
+        None
+    }
+}
+
+/// Lets maps take more locked memory than the default of 64 KiB; kernels
+/// before 5.11 bill them there. Harmless where it is refused.
+pub fn raise_memlock_limit() {
+    let limit = libc::rlimit { rlim_cur: libc::RLIM_INFINITY, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: `limit` is a valid rlimit for the length of the call.
+    if unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit) } != 0 {
+        tracing::debug!("RLIMIT_MEMLOCK stays as it is");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_missing_capability_is_named() {
+        for (set, expected) in [
+            ("0000000000000000", Some("CAP_BPF")),
+            ("0000008000000000", Some("CAP_PERFMON")),
+            ("000000c000000000", None),
+            ("0000000000200000", None),
+        ] {
+            let status = format!("Name:\tx\nCapEff:\t{set}\n");
+            assert_eq!(missing(effective(&status)), expected, "{set}");
+        }
+    }
+
+    #[test]
+    fn an_unreadable_status_grants_nothing() {
+        assert_eq!(missing(effective("")), Some("CAP_BPF"));
+    }
+}

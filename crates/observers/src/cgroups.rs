@@ -1,0 +1,138 @@
+//! Cgroups by the path that the kernel captured, shared between events.
+
+use std::num::NonZeroUsize;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use lru::LruCache;
+use vahti_runtime::event::{Cgroup, Container};
+
+use crate::container::id::{Class, classify};
+
+/// As many as the kernel side keeps. A path is at most 768 bytes, and its
+/// container's name no longer, so all of this stays under 2 MiB.
+const KEPT: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1023);
+
+/// The kernfs id of a hierarchy's root, which has no name.
+const ROOT_ID: u64 = 1;
+
+/// Remembers what was made of a cgroup's path: the same cgroup fails again and
+/// again, and its events share one copy.
+///
+/// Only saves work: what it returns follows from its arguments alone.
+#[derive(Debug)]
+pub(crate) struct CgroupNames {
+    version: u8,
+    known: Mutex<LruCache<u64, Known>>,
+}
+
+#[derive(Debug)]
+struct Known {
+    /// As the kernel wrote it; an id may come to mean another cgroup.
+    raw: Box<[u8]>,
+    truncated: bool,
+    named: Named,
+}
+
+/// A cgroup and the container that it is.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Named {
+    pub(crate) cgroup: Option<Arc<Cgroup>>,
+    pub(crate) container: Option<Arc<Container>>,
+    /// Why this is not all, in a documented word.
+    pub(crate) unresolved: Option<&'static str>,
+}
+
+impl CgroupNames {
+    pub(crate) fn new(version: u8) -> Self {
+        CgroupNames { version, known: Mutex::new(LruCache::new(KEPT)) }
+    }
+
+    /// `raw`: names from the leaf to the root, each followed by a NUL.
+    pub(crate) fn name(&self, id: u64, raw: &[u8], truncated: bool) -> Named {
+        if id == 0 {
+            return Named::default();
+        }
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = known.get(&id)
+            && *known.raw == *raw
+            && known.truncated == truncated
+        {
+            return known.named.clone();
+        }
+        let named = self.make(id, raw, truncated);
+        let fresh = Known { raw: raw.into(), truncated, named: named.clone() };
+        known.put(id, fresh);
+        named
+    }
+
+    fn make(&self, id: u64, raw: &[u8], truncated: bool) -> Named {
+        let path = path_of(raw, truncated);
+        let container = match classify(&path) {
+            Class::Container(found) => {
+                Some(Arc::new(Container { id: found.id.into(), runtime: found.runtime }))
+            }
+            Class::Monitor | Class::Host | Class::Unknown => None,
+        };
+        let unresolved = match (raw.is_empty(), truncated) {
+            (true, _) if id != ROOT_ID => Some("cgroup_path_unknown"),
+            (_, true) => Some("cgroup_path_truncated"),
+            _ => None,
+        };
+        let version = self.version;
+        Named { cgroup: Some(Arc::new(Cgroup { id, path, version })), container, unresolved }
+    }
+}
+
+/// Puts the names the right way round: `c\0b\0a\0` is `/a/b/c`. Where the root
+/// end is missing, the path starts with an ellipsis instead of a slash.
+fn path_of(raw: &[u8], truncated: bool) -> Box<[u8]> {
+    let mut path = Vec::with_capacity(raw.len() + 5);
+    if truncated {
+        path.extend_from_slice(b"...");
+    }
+    let names = raw.strip_suffix(b"\0").unwrap_or(raw);
+    if names.is_empty() {
+        path.push(b'/');
+        return path.into();
+    }
+    for name in names.rsplit(|b| *b == 0) {
+        path.push(b'/');
+        path.extend_from_slice(name);
+    }
+    path.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_come_leaf_first_and_paths_root_first() {
+        assert_eq!(&*path_of(b"c\0b\0a\0", false), b"/a/b/c");
+        assert_eq!(&*path_of(b"c\0", true), b".../c");
+        assert_eq!(&*path_of(b"", false), b"/");
+    }
+
+    #[test]
+    fn an_id_that_comes_to_mean_another_cgroup_is_named_anew() {
+        let names = CgroupNames::new(2);
+        let path = |named: Named| named.cgroup.unwrap().path.clone();
+        assert_eq!(&*path(names.name(7, b"a\0", false)), b"/a");
+        assert_eq!(&*path(names.name(7, b"b\0", false)), b"/b");
+    }
+
+    #[test]
+    fn events_of_one_cgroup_share_its_name() {
+        let names = CgroupNames::new(2);
+        let one = names.name(7, b"a\0", false).cgroup.unwrap();
+        let two = names.name(7, b"a\0", false).cgroup.unwrap();
+        assert!(Arc::ptr_eq(&one, &two));
+    }
+
+    #[test]
+    fn a_path_that_the_kernel_did_not_find_is_not_taken_for_the_root() {
+        let names = CgroupNames::new(2);
+        assert_eq!(names.name(1, b"", false).unresolved, None);
+        assert_eq!(names.name(9, b"", false).unresolved, Some("cgroup_path_unknown"));
+    }
+}

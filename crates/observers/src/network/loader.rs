@@ -1,0 +1,134 @@
+//! The network observer's object, its probes, and how they prove themselves.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::os::fd::AsRawFd as _;
+use std::time::Duration;
+
+use vahti_ebpf::abi::{self, SelfFacts};
+use vahti_ebpf::error::EbpfError;
+use vahti_ebpf::loader::Object;
+use vahti_ebpf::manager::AyaManager;
+use vahti_ebpf::proof::{Probe, ProofOfLife};
+use vahti_ebpf::source::RingSource;
+
+use super::abi::{Connection, KIND_CONNECTION_END, owner_kind, slot};
+use crate::proof::{test_run_all, test_run_proof, write_self};
+
+/// The compiled programs.
+pub const OBJECT: Object =
+    Object { name: "network", bytes: vahti_ebpf::include_bytes_aligned!("network.bpf.o") };
+
+/// The programs, in the order in which they are attached: owners are to be
+/// known before an end is told.
+pub const PROBES: [Probe; 3] = [
+    Probe {
+        program: "connection_begin",
+        tracepoint: "inet_sock_set_state",
+        signal: "which process a failed connection belongs to",
+        slot: slot::BEGIN,
+    },
+    Probe {
+        program: "connection_receive",
+        tracepoint: "tcp_rcv_space_adjust",
+        signal: "which process an accepted connection belongs to",
+        slot: slot::RECEIVE,
+    },
+    Probe {
+        program: "connection_end",
+        tracepoint: "inet_sock_set_state",
+        signal: "failed TCP connections",
+        slot: slot::END,
+    },
+];
+
+/// The observer's source, from its opened object.
+///
+/// # Errors
+/// The object has not the maps that it should have.
+pub fn source(manager: AyaManager) -> Result<RingSource, EbpfError> {
+    RingSource::new("network", manager, &PROBES, Box::new(NetworkProof))
+}
+
+/// Connects to itself over loopback: once to a port where nobody listens, once
+/// to one where it accepts, receives, and is reset.
+#[derive(Debug)]
+struct NetworkProof;
+
+impl ProofOfLife for NetworkProof {
+    fn provoke(&mut self, manager: &mut AyaManager) -> Result<(), EbpfError> {
+        // The first thing to be told: who we are.
+        test_run_all(manager);
+        let failed =
+            |error| EbpfError::System { operation: "connecting to ourselves over loopback", error };
+        // Nobody else can have this port as long as we hold it.
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed)?;
+        let port = listener.local_addr().map_err(failed)?.port();
+        write_self(manager, |facts| SelfFacts { port: port.into(), ..facts })?;
+        let proven = reset_ourselves(&listener, port)
+            .and_then(|()| {
+                drop(listener);
+                refuse_ourselves(port)
+            })
+            .map_err(failed);
+        write_self(manager, |facts| SelfFacts { port: 0, ..facts })?;
+        proven
+    }
+
+    fn proven_by(&self, record: &[u8]) -> u32 {
+        let Some((connection, _)) = abi::split::<Connection>(record) else {
+            return test_run_proof(record);
+        };
+        if connection.header.kind != KIND_CONNECTION_END {
+            return test_run_proof(record);
+        }
+        1 << slot::END
+            | match connection.owner_kind {
+                owner_kind::CONNECT => 1 << slot::BEGIN,
+                owner_kind::RECEIVE => 1 << slot::RECEIVE,
+                _ => 0,
+            }
+    }
+}
+
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Accepts a connection of our own, receives from it, and has it reset.
+fn reset_ourselves(listener: &TcpListener, port: u16) -> std::io::Result<()> {
+    let peer = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port).into();
+    let mut client = TcpStream::connect_timeout(&peer, PATIENCE)?;
+    let (mut accepted, _) = listener.accept()?;
+    accepted.set_read_timeout(Some(PATIENCE))?;
+    client.write_all(b"?")?;
+    accepted.read_exact(&mut [0])?;
+    reset_on_close(&client)?;
+    drop(client);
+    Ok(())
+}
+
+fn refuse_ourselves(port: u16) -> std::io::Result<()> {
+    let peer = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port).into();
+    match TcpStream::connect_timeout(&peer, PATIENCE) {
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => Ok(()),
+        Err(error) => Err(error),
+        Ok(_) => Err(std::io::Error::other("somebody else took our port")),
+    }
+}
+
+fn reset_on_close(stream: &TcpStream) -> std::io::Result<()> {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    // SAFETY: `linger` is readable for the length given.
+    let result = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            (&raw const linger).cast(),
+            size_of_val(&linger) as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        return Ok(());
+    }
+    Err(std::io::Error::last_os_error())
+}

@@ -1,0 +1,32 @@
+//! What people type: `cargo xtask <command>`. One module a command.
+
+mod bpf;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+usage: cargo xtask <command>
+
+  bpf          compile the eBPF objects and put them beside their sources
+  bpf --check  compile them elsewhere and fail if they differ from what is committed
+";
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let result = match args.as_slice() {
+        ["bpf"] => bpf::build(),
+        ["bpf", "--check"] => bpf::check(),
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(64);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
