@@ -57,10 +57,12 @@ impl Default for SamplingConfig {
 #[serde(deny_unknown_fields)]
 pub struct SamplingRule {
     /// The type that it matches, such as `network`.
+    #[schemars(example = &"network")]
     pub event_type: String,
     /// The subtype that it matches, such as `connection_refused`; empty
     /// matches all, but no failures (severity error and above).
     #[serde(default)]
+    #[schemars(example = &"connection_refused")]
     pub subtype: String,
     /// The share of events that is kept: 0.0 to 1.0.
     #[serde(default = "one")]
