@@ -291,7 +291,7 @@ mod tests {
 
     fn checker(check: impl Fn() -> HealthStatus + Send + Sync + 'static) -> HealthChecker {
         let checker = HealthChecker::new(HealthConfig::default(), "test")
-            .with_limit(Duration::from_millis(50));
+            .with_limit(Duration::from_millis(500));
         checker.add(Arc::new(Check(check)));
         checker
     }

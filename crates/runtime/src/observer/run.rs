@@ -19,7 +19,7 @@ use crate::panic::{contain, contain_future};
 use crate::pipeline::{Failure, Scratch};
 use crate::processor::EventProcessor;
 use crate::shutdown::Shutdown;
-use crate::source::Source;
+use crate::source::{Source, SourceLedger};
 
 /// How often a degraded observer is tried again.
 const DEGRADED_RETRY: Duration = Duration::from_secs(3_600);
@@ -292,7 +292,7 @@ impl ObserverRuntime {
         let (ended, has_ended) = oneshot::channel();
         let spawned =
             std::thread::Builder::new().name(thread_name("obs", &self.name)).spawn(move || {
-                let result = if first { start(&thread.source) } else { Ok(()) };
+                let result = if first { start(&thread.source) } else { Ok(None) };
                 let failed = result.is_err();
                 if started.send(result).is_err() || failed {
                     return;
@@ -301,17 +301,14 @@ impl ObserverRuntime {
                 if ended.send(thread.run()).is_err() {}
             });
         spawned.map_err(|error| format!("its thread could not be started: {error}"))?;
-        match has_started.await {
+        let ledger = match has_started.await {
             Ok(result) => result?,
             Err(_gone) => return Err("the source panicked when it was started".into()),
-        }
-        if first {
-            let ledger = source.lock().ledger();
-            if let Some(ledger) = ledger
-                && self.source_ledger.set(ledger).is_err()
-            {
-                tracing::debug!(observer = %self.name, "the source was started twice");
-            }
+        };
+        if let Some(ledger) = ledger
+            && self.source_ledger.set(ledger).is_err()
+        {
+            tracing::debug!(observer = %self.name, "the source was started twice");
         }
         Ok(has_ended)
     }
@@ -482,9 +479,14 @@ fn attach(source: Box<dyn Source>) -> Result<SharedSource, String> {
     Ok(SharedSource { source: Arc::new(Mutex::new(source)), interrupter })
 }
 
-fn start(source: &SharedSource) -> Result<(), String> {
-    match contain("source start", || source.lock().start()) {
-        Ok(Ok(())) => Ok(()),
+/// Starts the source, and asks it for its counters while nobody reads from it.
+fn start(source: &SharedSource) -> Result<Option<Arc<dyn SourceLedger>>, String> {
+    let start = || {
+        let mut source = source.lock();
+        source.start().map(|()| source.ledger())
+    };
+    match contain("source start", start) {
+        Ok(Ok(ledger)) => Ok(ledger),
         Ok(Err(error)) => Err(describe(&error)),
         Err(panicked) => Err(panicked.to_string()),
     }
