@@ -34,7 +34,7 @@ typedef long long s64;
 /* Owner flags. */
 #define VAHTI_OWNER_KERNEL_THREAD 1
 
-/* The first argument of a test run: no tracepoint passes it, as it is no kernel address. */
+/* Every argument of a test run: no tracepoint passes it for a pointer, as it is no kernel address. */
 #define VAHTI_TEST_RUN_MAGIC 19750821
 
 /* A cgroup path: names from the leaf to the root, each followed by a NUL, the root left out. */

@@ -108,6 +108,28 @@ struct mm_struct___before_6_2 {
 	struct mm_rss_stat rss_stat;
 };
 
+/* --- network namespaces ------------------------------------------------------------------------ */
+
+struct ns_common {
+	u32 inum;
+};
+struct netns_ipv4 {
+	struct fib_table *fib_default; /* these two: only with CONFIG_IP_MULTIPLE_TABLES */
+	_Bool fib_has_custom_rules;
+};
+struct netns_ipv6 {
+	struct fib6_info *fib6_null_entry;
+	_Bool fib6_has_custom_rules; /* only with CONFIG_IPV6_MULTIPLE_TABLES */
+};
+struct net {
+	struct ns_common ns;
+	struct netns_ipv4 ipv4;
+	struct netns_ipv6 ipv6;
+};
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
 /* --- processes --------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -132,6 +154,9 @@ struct signal_struct {
 	u32 flags;
 	s16 oom_score_adj;
 };
+struct nsproxy {
+	struct net *net_ns;
+};
 struct task_struct {
 	u32 flags;
 	int exit_code;
@@ -146,6 +171,7 @@ struct task_struct {
 	struct signal_struct *signal;
 	struct mm_struct *mm;
 	struct css_set *cgroups;
+	struct nsproxy *nsproxy;
 };
 struct kernel_siginfo {
 	int si_code;
@@ -153,15 +179,6 @@ struct kernel_siginfo {
 
 /* --- sockets ----------------------------------------------------------------------------------- */
 
-struct ns_common {
-	u32 inum;
-};
-struct net {
-	struct ns_common ns;
-};
-typedef struct {
-	struct net *net;
-} possible_net_t;
 struct in6_addr {
 	u8 bytes[16];
 };
@@ -171,6 +188,7 @@ struct sock_common {
 	u16 skc_dport;
 	u16 skc_num;
 	u16 skc_family;
+	u8 skc_state;
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
@@ -178,8 +196,23 @@ struct sock_common {
 typedef struct {
 	int owned;
 } socket_lock_t;
+struct sk_buff {
+	u8 cb[48];
+};
+struct sk_buff_head {
+	struct sk_buff *prev; /* the last one in */
+	u32 qlen;
+};
+struct sock_extended_err {
+	u32 ee_errno;
+};
+/* What sk_buff.cb holds in an error queue. */
+struct sock_exterr_skb {
+	struct sock_extended_err ee;
+};
 struct sock {
 	struct sock_common __sk_common;
+	struct sk_buff_head sk_error_queue;
 	socket_lock_t sk_lock;
 	int sk_err;
 	int sk_err_soft;
@@ -196,6 +229,40 @@ struct tcp_sock {
 	u32 total_retrans;
 };
 
+/* --- routes ------------------------------------------------------------------------------------ */
+
+struct flowi_common {
+	int flowic_oif;
+	u8 flowic_proto;
+};
+union flowi_uli {
+	struct {
+		u16 dport;
+		u16 sport;
+	} ports;
+};
+struct flowi4 {
+	struct flowi_common __fl_common;
+	u32 saddr;
+	u32 daddr;
+	union flowi_uli uli;
+};
+struct flowi6 {
+	struct flowi_common __fl_common;
+	struct in6_addr daddr;
+	struct in6_addr saddr;
+	union flowi_uli uli;
+};
+struct fib6_info {
+	u8 fib6_type;
+};
+struct fib6_result {
+	struct fib6_info *f6i;
+};
+struct fib6_table {
+	u32 tb6_id;
+};
+
 #pragma clang attribute pop
 
 /* --- constants of the kernel that BTF does not carry ------------------------------------------- */
@@ -205,5 +272,11 @@ enum { MM_FILEPAGES = 0, MM_ANONPAGES = 1, MM_SHMEMPAGES = 3 };
 enum { AF_INET = 2, AF_INET6 = 10, IPPROTO_TCP = 6 };
 enum { TCP_ESTABLISHED = 1, TCP_SYN_SENT = 2, TCP_SYN_RECV = 3, TCP_CLOSE = 7, TCP_LISTEN = 10 };
 enum { SHUTDOWN_MASK = 3 };
+enum { RT_TABLE_MAIN = 254 };
+enum { RTN_BLACKHOLE = 6, RTN_UNREACHABLE = 7, RTN_PROHIBIT = 8 };
+enum {
+	EAGAIN = 11, EACCES = 13, EINVAL = 22, EPIPE = 32, ENETUNREACH = 101, ECONNABORTED = 103,
+	EHOSTUNREACH = 113,
+};
 
 #endif

@@ -166,7 +166,7 @@ pub const FLAG_PROOF: u32 = abi_constant!(HEADER_FILE, "VAHTI_FLAG_PROOF") as u3
 pub const FLAG_PATH_TRUNCATED: u32 = abi_constant!(HEADER_FILE, "VAHTI_FLAG_PATH_TRUNCATED") as u32;
 /// Set on owners that are kernel threads.
 pub const OWNER_KERNEL_THREAD: u32 = abi_constant!(HEADER_FILE, "VAHTI_OWNER_KERNEL_THREAD") as u32;
-/// The first argument of a test run.
+/// Every argument of a test run.
 pub const TEST_RUN_MAGIC: u64 = abi_constant!(HEADER_FILE, "VAHTI_TEST_RUN_MAGIC") as u64;
 /// The longest cgroup path of a record.
 pub const PATH_SIZE: usize = abi_constant!(HEADER_FILE, "VAHTI_PATH_SIZE");

@@ -10,8 +10,8 @@ use vahti_runtime::ebpf::EbpfManager as _;
 /// It writes a proof record and our own thread group id as the kernel knows
 /// it. Kernels before 5.10 can't; there, stronger proofs have to do.
 pub(crate) fn test_run_all(manager: &AyaManager) {
-    let mut arguments = [0; 12];
-    arguments[0] = TEST_RUN_MAGIC;
+    // In every place, as not every tracepoint's first argument is an address.
+    let arguments = [TEST_RUN_MAGIC; 12];
     for program in manager.attached() {
         if let Err(error) = program.test_run(&arguments) {
             tracing::debug!(program = program.name(), %error, "no test run");

@@ -59,8 +59,9 @@ struct {
 } senders SEC(".maps");
 
 /*
- * The first process of each cgroup, by cgroup id; userland seeds it with what ran before. 0: the first
- * has ended (runc moves a helper in, which forks the container and goes): the next exec takes its place.
+ * The first process of each cgroup, by cgroup id; userland seeds it with what ran before. 0: the first has
+ * ended, and the next that comes in takes its place: runc moves a helper in, which forks the container's
+ * own process and goes.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -189,17 +190,19 @@ static __always_inline struct task_struct *take_killed(u32 thread)
 	return victim;
 }
 
-static __always_inline u64 resident_kib(struct mm_struct *mm, u32 kind)
+static __always_inline u64 in_kib(s64 pages)
 {
-	struct mm_struct___before_6_2 *old = (void *)mm;
-	s64 pages;
-
-	if (field_exists(old->rss_stat.count))
-		pages = read(old->rss_stat.count[kind].counter);
-	else
-		pages = read(mm->rss_stat[kind].count);
 	return pages > 0 ? pages * (page_size / 1024) : 0;
 }
+
+/* A macro, as CO-RE finds an element's offset only where the index is a constant of the source. */
+#define resident_kib(mm, kind)                                                         \
+	({                                                                             \
+		struct mm_struct___before_6_2 *old_ = (void *)(mm);                    \
+		in_kib(field_exists(old_->rss_stat.count)                              \
+			       ? read(old_->rss_stat.count[kind].counter)              \
+			       : read((mm)->rss_stat[kind].count));                    \
+	})
 
 /* A charge that fails leaves its counter below the limit by less than it asked for: a batch of 64 pages. */
 #define NEARLY 64
@@ -324,15 +327,18 @@ int cgroup_attach(u64 *ctx)
 	struct cgroup *cgroup = (void *)ctx[0];
 	struct task_struct *task = (void *)ctx[2];
 	u64 id;
-	u32 tgid;
+	u32 tgid, *first;
 
 	if (ctx[0] == VAHTI_TEST_RUN_MAGIC)
 		return prove(&ring, VAHTI_SLOT_CGROUP_ATTACH);
 	if ((u32)read(read(cgroup->root)->hierarchy_id) != hierarchy_id)
 		return 0;
 	id = cgroup_id(cgroup);
+	first = bpf_map_lookup_elem(&firsts, &id);
+	if (first && *first)
+		return 0;
 	tgid = read(task->tgid);
-	bpf_map_update_elem(&firsts, &id, &tgid, BPF_NOEXIST);
+	bpf_map_update_elem(&firsts, &id, &tgid, BPF_ANY);
 	return 0;
 }
 

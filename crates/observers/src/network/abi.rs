@@ -21,6 +21,12 @@ pub mod slot {
     pub const END: u32 = abi_constant!(FILE, "VAHTI_SLOT_CONNECTION_END") as u32;
     /// `connection_receive`
     pub const RECEIVE: u32 = abi_constant!(FILE, "VAHTI_SLOT_CONNECTION_RECEIVE") as u32;
+    /// `connection_error`
+    pub const ERROR: u32 = abi_constant!(FILE, "VAHTI_SLOT_CONNECTION_ERROR") as u32;
+    /// `route_v4`
+    pub const ROUTE_V4: u32 = abi_constant!(FILE, "VAHTI_SLOT_ROUTE_V4") as u32;
+    /// `route_v6`
+    pub const ROUTE_V6: u32 = abi_constant!(FILE, "VAHTI_SLOT_ROUTE_V6") as u32;
 }
 
 /// How the owner of a socket was learned.
@@ -39,8 +45,8 @@ pub mod owner_kind {
 }
 
 abi_struct! {
-    /// A TCP connection that ended by an error, or was given up. The owner's
-    /// cgroup path follows.
+    /// A TCP connection that ended by an error, or was given up, or that the
+    /// routing table refused. The owner's cgroup path follows.
     pub struct Connection as "network_connection" in FILE {
         /// Kind [`KIND_CONNECTION_END`].
         header: Header,
@@ -62,7 +68,7 @@ abi_struct! {
         old_state: u8,
         /// One of [`owner_kind`].
         owner_kind: u8,
-        /// The socket's error, a positive errno; 0: closed by its own process.
+        /// A positive errno; 0: closed by its own process.
         err: i32,
         /// What ICMP said while the kernel still hoped.
         err_soft: i32,

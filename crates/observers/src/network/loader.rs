@@ -21,7 +21,7 @@ pub const OBJECT: Object =
 
 /// The programs, in the order in which they are attached: owners are to be
 /// known before an end is told.
-pub const PROBES: [Probe; 3] = [
+pub const PROBES: [Probe; 6] = [
     Probe {
         program: "connection_begin",
         tracepoint: "inet_sock_set_state",
@@ -33,6 +33,24 @@ pub const PROBES: [Probe; 3] = [
         tracepoint: "tcp_rcv_space_adjust",
         signal: "which process an accepted connection belongs to",
         slot: slot::RECEIVE,
+    },
+    Probe {
+        program: "connection_error",
+        tracepoint: "inet_sk_error_report",
+        signal: "connections that a firewall on this machine rejects",
+        slot: slot::ERROR,
+    },
+    Probe {
+        program: "route_v4",
+        tracepoint: "fib_table_lookup",
+        signal: "IPv4 connections to where no route leads",
+        slot: slot::ROUTE_V4,
+    },
+    Probe {
+        program: "route_v6",
+        tracepoint: "fib6_table_lookup",
+        signal: "IPv6 connections to where no route leads",
+        slot: slot::ROUTE_V6,
     },
     Probe {
         program: "connection_end",

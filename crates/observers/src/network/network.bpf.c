@@ -4,7 +4,7 @@
  *
  * A socket's error comes up in softirq, where `current` is nobody in particular. So its owner is
  * remembered where a process can be told: at connect(), at listen(), and when an accepted socket is
- * first received from. Minimum kernel of every program: 5.8 with BTF.
+ * first received from. Minimum kernel: 5.8 with BTF; connection_error needs 5.14.
  *
  * Two programs share one tracepoint on purpose. The kernel skips a program that it has interrupted
  * in the middle; the long one (begin) runs in process context, so a softirq that interrupts it still
@@ -23,7 +23,8 @@ struct {
 struct socket_owner {
 	struct vahti_owner owner;
 	u64 begin_boot_ns;
-	u64 kind;
+	u32 kind;
+	u32 noted_err; /* what its process may have been told before the socket closed */
 };
 
 /* By address of the socket. Forgotten when it closes; evicted oldest first. */
@@ -52,9 +53,10 @@ struct record {
 	u8 path[VAHTI_PATH_SIZE];
 };
 
+/* By slot: a softirq's program may interrupt another in process context. */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
+	__uint(max_entries, SLOTS);
 	__type(key, u32);
 	__type(value, struct record);
 } scratch SEC(".maps");
@@ -152,7 +154,49 @@ int connection_receive(u64 *ctx)
 	return 0;
 }
 
-enum { EPIPE = 32, ECONNABORTED = 103 };
+/*
+ * An ICMP error that comes while its process holds the socket (it was rejected on this machine: a
+ * firewall, a service without endpoints) does not close it. The process is woken, takes the error by
+ * SO_ERROR, and closes the socket, which then has no error any more. So the error is noted here. Before
+ * 6.10 the same could happen to sk_err itself, between the report and the close. Needs 5.14.
+ */
+SEC("raw_tp/inet_sk_error_report")
+int connection_error(u64 *ctx)
+{
+	struct sock *sk = (void *)ctx[0];
+	u64 key = (u64)sk;
+	struct socket_owner *known;
+	u32 err;
+
+	if (ctx[0] == VAHTI_TEST_RUN_MAGIC)
+		return prove(&ring, VAHTI_SLOT_CONNECTION_ERROR);
+	if (read(sk->__sk_common.skc_state) != TCP_SYN_SENT)
+		return 0;
+	known = bpf_map_lookup_elem(&owners, &key);
+	if (!known)
+		return 0;
+	err = read(sk->sk_err);
+	if (!err && read(sk->sk_error_queue.qlen)) {
+		struct sk_buff *last = read(sk->sk_error_queue.prev);
+		struct sock_exterr_skb *reported = (void *)&last->cb;
+
+		err = read(reported->ee.ee_errno);
+	}
+	known->noted_err = err;
+	return 0;
+}
+
+/* The error that a connect() ended with. A soft error that is still there was not taken by anyone. */
+static __always_inline int connect_error(struct sock *sk, u64 key)
+{
+	int err = read(sk->sk_err);
+	struct socket_owner *known;
+
+	if (err || read(sk->sk_err_soft))
+		return err;
+	known = bpf_map_lookup_elem(&owners, &key);
+	return known ? known->noted_err : 0;
+}
 
 /*
  * Is this end of a connection a failure? By the socket's error alone:
@@ -231,8 +275,8 @@ static __always_inline u32 proof_flag(struct network_connection *c)
 static __always_inline void tell_end(struct sock *sk, int old_state, int err)
 {
 	u64 key = (u64)sk;
-	u32 zero = 0;
-	struct record *record = bpf_map_lookup_elem(&scratch, &zero);
+	u32 slot = VAHTI_SLOT_CONNECTION_END;
+	struct record *record = bpf_map_lookup_elem(&scratch, &slot);
 
 	if (!record)
 		return;
@@ -245,7 +289,7 @@ static __always_inline void tell_end(struct sock *sk, int old_state, int err)
 	c->header.flags = proof_flag(c);
 	u32 len = append_path(&c->header, record->path, c->owner.cgroup_id);
 	c->path_len = len;
-	submit(&ring, VAHTI_SLOT_CONNECTION_END, &c->header, VAHTI_KIND_CONNECTION_END, sizeof(*c) + len);
+	submit(&ring, slot, &c->header, VAHTI_KIND_CONNECTION_END, sizeof(*c) + len);
 }
 
 SEC("raw_tp/inet_sock_set_state")
@@ -260,9 +304,147 @@ int connection_end(u64 *ctx)
 		return prove(&ring, VAHTI_SLOT_CONNECTION_END);
 	if (new_state != TCP_CLOSE || !is_tcp(sk))
 		return 0;
-	err = read(sk->sk_err);
+	err = old_state == TCP_SYN_SENT ? connect_error(sk, key) : read(sk->sk_err);
 	if (is_failure(sk, old_state, err))
 		tell_end(sk, old_state, err);
 	bpf_map_delete_elem(&owners, &key);
+	return 0;
+}
+
+/* --- routes ------------------------------------------------------------------------------------ */
+
+/*
+ * A connect() that the routing table refuses never changes its socket's state. What tells it from every
+ * other lookup: it is for TCP, to a port, and from none, as a port is chosen only after the route was
+ * found. A socket bound to a port before, or to a device, is therefore not told.
+ *
+ * Both tracepoints fire for every lookup, forwarded packets included, so errors are told apart first.
+ */
+static __always_inline int is_connect(struct flowi_common *flow, union flowi_uli *uli)
+{
+	return read(flow->flowic_proto) == IPPROTO_TCP && !read(uli->ports.sport) && read(uli->ports.dport) &&
+	       !read(flow->flowic_oif);
+}
+
+static __always_inline struct network_connection *begin_refused(u32 slot, int err)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct nsproxy *namespaces = read(task->nsproxy);
+	struct net *net = read(namespaces->net_ns);
+	struct record *record = bpf_map_lookup_elem(&scratch, &slot);
+
+	if (!record)
+		return 0;
+	struct network_connection *c = &record->fixed;
+	__builtin_memset(c, 0, sizeof(*c));
+	c->header.boot_ns = bpf_ktime_get_boot_ns();
+	c->old_state = TCP_CLOSE;
+	c->err = err;
+	c->owner_kind = VAHTI_OWNER_CONNECT;
+	c->netns = read(net->ns.inum);
+	describe_current(&c->owner, slot);
+	return c;
+}
+
+static __always_inline void tell_refused(struct network_connection *c, union flowi_uli *uli, u32 slot)
+{
+	struct record *record = (void *)c;
+
+	c->peer_port = big_endian(read(uli->ports.dport));
+	u32 len = append_path(&c->header, record->path, c->owner.cgroup_id);
+	c->path_len = len;
+	submit(&ring, slot, &c->header, VAHTI_KIND_CONNECTION_END, sizeof(*c) + len);
+}
+
+/* No match in the main table, and no other table to ask: only then is EAGAIN the end of the search. */
+static __always_inline int ends_search_v4(u32 table)
+{
+	struct task_struct *task = (void *)bpf_get_current_task();
+	struct nsproxy *namespaces = read(task->nsproxy);
+	struct net *net = read(namespaces->net_ns);
+
+	if (!field_exists(net->ipv4.fib_has_custom_rules))
+		return table == RT_TABLE_MAIN;
+	return table == RT_TABLE_MAIN && !read(net->ipv4.fib_has_custom_rules) && !read(net->ipv4.fib_default);
+}
+
+/* u32 tb_id, const struct flowi4 *flp, const struct fib_nh_common *nhc, int err */
+SEC("raw_tp/fib_table_lookup")
+int route_v4(u64 *ctx)
+{
+	struct flowi4 *flow = (void *)ctx[1];
+	int err = -(int)ctx[3];
+	struct network_connection *c;
+
+	if (ctx[1] == VAHTI_TEST_RUN_MAGIC)
+		return prove(&ring, VAHTI_SLOT_ROUTE_V4);
+	if (err <= 0 || !is_connect(&flow->__fl_common, &flow->uli))
+		return 0;
+	if (err == EAGAIN) {
+		if (!ends_search_v4(ctx[0]))
+			return 0;
+		err = ENETUNREACH;
+	}
+	c = begin_refused(VAHTI_SLOT_ROUTE_V4, err);
+	if (!c)
+		return 0;
+	c->family = AF_INET;
+	bpf_probe_read_kernel(c->local_addr, 4, &flow->saddr);
+	bpf_probe_read_kernel(c->peer_addr, 4, &flow->daddr);
+	tell_refused(c, &flow->uli, VAHTI_SLOT_ROUTE_V4);
+	return 0;
+}
+
+static __always_inline int is_any(struct in6_addr *address)
+{
+	u64 halves[2] = {};
+
+	bpf_probe_read_kernel(halves, sizeof(halves), address);
+	return !halves[0] && !halves[1];
+}
+
+/* ip6_rt_type_to_error in net/ipv6/route.c; 0: the search goes on, or found something. */
+static __always_inline int refusal_v6(struct net *net, struct fib6_info *found, struct fib6_table *table)
+{
+	u8 type;
+
+	if (found == read(net->ipv6.fib6_null_entry)) {
+		if (read(table->tb6_id) != RT_TABLE_MAIN)
+			return 0;
+		if (field_exists(net->ipv6.fib6_has_custom_rules) && read(net->ipv6.fib6_has_custom_rules))
+			return 0;
+		return ENETUNREACH;
+	}
+	type = read(found->fib6_type);
+	if (type == RTN_UNREACHABLE)
+		return EHOSTUNREACH;
+	if (type == RTN_PROHIBIT)
+		return EACCES;
+	return type == RTN_BLACKHOLE ? EINVAL : 0;
+}
+
+/* const struct net *net, const struct fib6_result *res, struct fib6_table *table, const struct flowi6 *flp */
+SEC("raw_tp/fib6_table_lookup")
+int route_v6(u64 *ctx)
+{
+	struct net *net = (void *)ctx[0];
+	struct fib6_result *result = (void *)ctx[1];
+	struct flowi6 *flow = (void *)ctx[3];
+	struct network_connection *c;
+	int err;
+
+	if (ctx[1] == VAHTI_TEST_RUN_MAGIC)
+		return prove(&ring, VAHTI_SLOT_ROUTE_V6);
+	err = refusal_v6(net, read(result->f6i), (void *)ctx[2]);
+	/* connect() looks twice: first for an address of its own, whose failure does not count. */
+	if (!err || !is_connect(&flow->__fl_common, &flow->uli) || is_any(&flow->saddr))
+		return 0;
+	c = begin_refused(VAHTI_SLOT_ROUTE_V6, err);
+	if (!c)
+		return 0;
+	c->family = AF_INET6;
+	bpf_probe_read_kernel(c->local_addr, 16, &flow->saddr);
+	bpf_probe_read_kernel(c->peer_addr, 16, &flow->daddr);
+	tell_refused(c, &flow->uli, VAHTI_SLOT_ROUTE_V6);
 	return 0;
 }

@@ -12,6 +12,9 @@
 #define VAHTI_SLOT_CONNECTION_BEGIN 0
 #define VAHTI_SLOT_CONNECTION_END 1
 #define VAHTI_SLOT_CONNECTION_RECEIVE 2
+#define VAHTI_SLOT_CONNECTION_ERROR 3
+#define VAHTI_SLOT_ROUTE_V4 4
+#define VAHTI_SLOT_ROUTE_V6 5
 
 /* How the owner of a socket was learned. */
 #define VAHTI_OWNER_UNKNOWN 0
@@ -19,7 +22,10 @@
 #define VAHTI_OWNER_RECEIVE 2 /* it received from the accepted socket */
 #define VAHTI_OWNER_LISTEN 3  /* it called listen(); who accepted is not known */
 
-/* A TCP connection that ended by an error, or was given up. */
+/*
+ * A TCP connection that ended by an error, or was given up. Or one that did not begin, as the routing
+ * table refused it: then old_state is TCP_CLOSE, and there is no local port.
+ */
 struct network_connection {
 	struct vahti_header header;
 	struct vahti_owner owner;
@@ -31,7 +37,7 @@ struct network_connection {
 	u16 family; /* 2: AF_INET, 10: AF_INET6 */
 	u8 old_state;
 	u8 owner_kind;
-	s32 err;      /* sk_err, positive errno; 0: closed by its own process */
+	s32 err;      /* positive errno; 0: closed by its own process */
 	s32 err_soft; /* sk_err_soft: what ICMP said while the kernel still hoped */
 	u32 retransmits;
 	u32 netns; /* inode number of the network namespace */
