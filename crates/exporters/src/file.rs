@@ -74,11 +74,7 @@ impl FileConfig {
         let mut wrong = Vec::new();
         let mut check = |ok: bool, path: &str, value: String, bound: &str| {
             if !ok {
-                wrong.push(InvalidField {
-                    path: path.to_owned(),
-                    value,
-                    bound: bound.to_owned(),
-                });
+                wrong.push(InvalidField { path: path.to_owned(), value, bound: bound.to_owned() });
             }
         };
         check(
@@ -100,12 +96,7 @@ impl FileConfig {
             self.max_age.to_string(),
             "1s to 366d",
         );
-        check(
-            self.keep <= 1_000,
-            "keep",
-            self.keep.to_string(),
-            "0 to 1000",
-        );
+        check(self.keep <= 1_000, "keep", self.keep.to_string(), "0 to 1000");
         wrong
     }
 }
@@ -155,19 +146,33 @@ impl FileEmitter {
     /// It can't be opened or locked, or is no regular file; the error says
     /// what to do.
     pub fn open(name: &str, config: FileConfig) -> Result<Self, FileError> {
-        let current = Current::open(&config.path)?;
-        let mut emitter = FileEmitter {
+        let mut emitter = Self::deferred(name, config);
+        let opened = emitter.reopen();
+        opened
+            // What it was opened with may be due already.
+            .and_then(|()| emitter.rotate_if_due(0))
+            .map(|()| emitter)
+    }
+
+    /// Opens the file when the first event comes. Can't fail, so that an
+    /// emitter can be made anew after a panic.
+    #[must_use]
+    pub fn deferred(name: &str, config: FileConfig) -> Self {
+        FileEmitter {
             name: name.to_owned(),
             critical: false,
             config,
-            current: Some(current),
+            current: None,
             lines: Lines::default(),
-        };
-        rotation::remove_beyond(&emitter.config.path, emitter.config.keep)
-            .map_err(|e| emitter.error("rotate", &e))?;
-        // What it was opened with may be due already.
-        emitter.rotate_if_due(0)?;
-        Ok(emitter)
+        }
+    }
+
+    fn reopen(&mut self) -> Result<(), FileError> {
+        // Its lock goes first: the new file may be the old one.
+        self.current = None;
+        self.current = Some(Current::open(&self.config.path)?);
+        rotation::remove_beyond(&self.config.path, self.config.keep)
+            .map_err(|e| self.error("rotate", &e))
     }
 
     /// Whether what it fails to take is retried.
@@ -178,11 +183,7 @@ impl FileEmitter {
     }
 
     fn error(&self, operation: &'static str, error: &io::Error) -> FileError {
-        FileError {
-            operation,
-            path: self.config.path.clone(),
-            problem: error.to_string(),
-        }
+        FileError { operation, path: self.config.path.clone(), problem: error.to_string() }
     }
 
     /// Writes the lines of a batch; returns how many of them are whole in a
@@ -232,19 +233,14 @@ impl FileEmitter {
             rotation::rotate(&self.config.path, self.config.keep)
                 .map_err(|e| self.error("rotate", &e))?;
         }
-        self.current = None;
-        self.current = Some(Current::open(&self.config.path)?);
-        Ok(())
+        self.reopen()
     }
 }
 
 impl Current {
     fn open(path: &Path) -> Result<Self, FileError> {
-        let error = |operation, problem: String| FileError {
-            operation,
-            path: path.to_owned(),
-            problem,
-        };
+        let error =
+            |operation, problem: String| FileError { operation, path: path.to_owned(), problem };
         let file = OpenOptions::new()
             .read(true)
             .append(true)
@@ -350,10 +346,9 @@ fn explain(path: &Path, error: &io::Error) -> String {
         _ => Path::new("."),
     };
     match error.raw_os_error() {
-        Some(libc::ENOENT) if !folder.exists() => format!(
-            "the folder {} does not exist; create it, or set another path",
-            shown(folder)
-        ),
+        Some(libc::ENOENT) if !folder.exists() => {
+            format!("the folder {} does not exist; create it, or set another path", shown(folder))
+        }
         Some(libc::ELOOP) => {
             "it is a symbolic link, which is not followed; set the path that it leads to".to_owned()
         }
@@ -376,12 +371,7 @@ impl EventEmitter for FileEmitter {
         let (delivered, result) = self.write(batch.len());
         self.lines.release();
         let reason = result.err().map(|e| e.to_string()).unwrap_or_default();
-        Box::pin(ready(outcome(
-            delivered,
-            batch.len(),
-            Delivery::Retryable,
-            reason,
-        )))
+        Box::pin(ready(outcome(delivered, batch.len(), Delivery::Retryable, reason)))
     }
 
     fn close(&mut self) -> Emission<'_, Result<(), String>> {
@@ -389,9 +379,7 @@ impl EventEmitter for FileEmitter {
             Some(current) => current.file.sync_data(),
             None => Ok(()),
         };
-        Box::pin(ready(
-            synced.map_err(|e| self.error("write", &e).to_string()),
-        ))
+        Box::pin(ready(synced.map_err(|e| self.error("write", &e).to_string())))
     }
 }
 

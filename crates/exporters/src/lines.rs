@@ -45,9 +45,7 @@ impl Lines {
 
     /// The bytes of lines `from` up to, not including, `to`.
     pub(crate) fn slice(&self, from: usize, to: usize) -> &[u8] {
-        self.bytes
-            .get(self.start(from)..self.start(to))
-            .unwrap_or_default()
+        self.bytes.get(self.start(from)..self.start(to)).unwrap_or_default()
     }
 
     /// The number of the line that would be the first not to fit, if lines
@@ -83,11 +81,7 @@ pub(crate) fn write_all(mut file: &File, bytes: &[u8]) -> Result<(), (usize, io:
 }
 
 fn wait_until_writable(file: &File) -> io::Result<()> {
-    let mut poll = libc::pollfd {
-        fd: file.as_raw_fd(),
-        events: libc::POLLOUT,
-        revents: 0,
-    };
+    let mut poll = libc::pollfd { fd: file.as_raw_fd(), events: libc::POLLOUT, revents: 0 };
     // SAFETY: `poll` is one valid pollfd for the length of the call, and its
     // descriptor is open as long as `file` is borrowed.
     match unsafe { libc::poll(&raw mut poll, 1, -1) } {
@@ -113,18 +107,11 @@ pub(crate) fn outcome(
     if delivered > 0 {
         let mut deliveries = vec![Delivery::Delivered; delivered];
         deliveries.resize(batch, rest);
-        return EmitOutcome::Each {
-            deliveries,
-            reason,
-            retry_after: None,
-        };
+        return EmitOutcome::Each { deliveries, reason, retry_after: None };
     }
     match rest {
         Delivery::Rejected => EmitOutcome::Rejected { reason },
-        _ => EmitOutcome::Retryable {
-            reason,
-            retry_after: None,
-        },
+        _ => EmitOutcome::Retryable { reason, retry_after: None },
     }
 }
 
@@ -134,19 +121,10 @@ mod tests {
 
     #[test]
     fn only_whole_lines_fit() {
-        let lines = Lines {
-            bytes: b"ab\ncd\ne\n".to_vec(),
-            ends: vec![3, 6, 8],
-        };
-        for (from, room, next) in [
-            (0, 2, 0),
-            (0, 3, 1),
-            (0, 7, 2),
-            (0, 99, 3),
-            (1, 4, 2),
-            (2, 1, 2),
-            (3, 9, 3),
-        ] {
+        let lines = Lines { bytes: b"ab\ncd\ne\n".to_vec(), ends: vec![3, 6, 8] };
+        for (from, room, next) in
+            [(0, 2, 0), (0, 3, 1), (0, 7, 2), (0, 99, 3), (1, 4, 2), (2, 1, 2), (3, 9, 3)]
+        {
             assert_eq!(lines.fitting(from, room), next, "from {from}, {room} bytes");
         }
         assert_eq!(lines.slice(1, 3), b"cd\ne\n");

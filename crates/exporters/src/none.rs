@@ -17,9 +17,7 @@ impl NoneEmitter {
     /// One of this name.
     #[must_use]
     pub fn new(name: &str) -> Self {
-        NoneEmitter {
-            name: name.to_owned(),
-        }
+        NoneEmitter { name: name.to_owned() }
     }
 }
 

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::future::ready;
 use std::io::{self, IsTerminal};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use schemars::JsonSchema;
@@ -35,7 +35,7 @@ pub struct StdoutEmitter {
     critical: bool,
     format: Format,
     colour: bool,
-    output: File,
+    output: Arc<File>,
     is_terminal: bool,
     lines: Lines,
     /// The last write broke off within a line.
@@ -56,24 +56,21 @@ impl StdoutEmitter {
         // A duplicate of the descriptor, since std's own handle would write
         // line by line, under a lock that others may hold.
         let output = io::stdout().as_fd().try_clone_to_owned()?;
-        Ok(Self::writing_to(output, name, format))
+        Ok(Self::writing_to(Arc::new(output.into()), name, format))
     }
 
-    /// Writes to another descriptor, as it would to standard output.
+    /// Writes to this, as it would to standard output. Can't fail, so that an
+    /// emitter can be made anew after a panic.
     #[must_use]
-    pub fn writing_to(output: OwnedFd, name: &str, format: Option<Format>) -> Self {
+    pub fn writing_to(output: Arc<File>, name: &str, format: Option<Format>) -> Self {
         let is_terminal = output.is_terminal();
-        let automatic = if is_terminal {
-            Format::Text
-        } else {
-            Format::Json
-        };
+        let automatic = if is_terminal { Format::Text } else { Format::Json };
         StdoutEmitter {
             name: name.to_owned(),
             critical: false,
             format: format.unwrap_or(automatic),
             colour: is_terminal && wants_colour(),
-            output: File::from(output),
+            output,
             is_terminal,
             lines: Lines::default(),
             torn: false,
@@ -146,9 +143,7 @@ impl StdoutEmitter {
 }
 
 fn rejected(reason: &str) -> EmitOutcome {
-    EmitOutcome::Rejected {
-        reason: reason.to_owned(),
-    }
+    EmitOutcome::Rejected { reason: reason.to_owned() }
 }
 
 /// <https://no-color.org>: set and not empty means no.

@@ -10,12 +10,7 @@ use vahti_runtime::event::{CONNECTION_REFUSED, Event, Severity};
 /// Events that can be told apart by their count: `from`, `from + 1`, ...
 pub(crate) fn events(from: u64, n: u64) -> Vec<Arc<Event>> {
     (from..from + n)
-        .map(|count| {
-            Arc::new(Event {
-                count,
-                ..Event::new(&CONNECTION_REFUSED, Severity::Error)
-            })
-        })
+        .map(|count| Arc::new(Event { count, ..Event::new(&CONNECTION_REFUSED, Severity::Error) }))
         .collect()
 }
 
@@ -44,10 +39,7 @@ pub(crate) fn delivered(outcome: &EmitOutcome, batch: usize) -> usize {
 
 /// The counts of the events in lines of JSON. Panics at a line that is none.
 pub(crate) fn counts(text: &str) -> Vec<u64> {
-    assert!(
-        text.is_empty() || text.ends_with('\n'),
-        "a torn end: {text:?}"
-    );
+    assert!(text.is_empty() || text.ends_with('\n'), "a torn end: {text:?}");
     text.lines()
         .map(|line| {
             let json: serde_json::Value =
@@ -90,9 +82,7 @@ impl SmallDisk {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        let umount = std::process::Command::new("umount")
-            .arg(self.folder.path())
-            .status();
+        let umount = std::process::Command::new("umount").arg(self.folder.path()).status();
         assert!(umount.is_ok_and(|status| status.success()));
     }
 }

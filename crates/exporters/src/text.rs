@@ -42,11 +42,7 @@ pub fn to_text_line(event: &Event, colour: bool, out: &mut Vec<u8>) {
 fn write_line(event: &Event, colour: bool, line: &mut String) -> fmt::Result {
     let time = Rfc3339::new(event.time_ns);
     let millis = time.as_str().get(..23).unwrap_or_default();
-    let (on, off) = if colour {
-        (colour_of(event.severity), "\x1b[0m")
-    } else {
-        ("", "")
-    };
+    let (on, off) = if colour { (colour_of(event.severity), "\x1b[0m") } else { ("", "") };
     let severity = event.severity.as_str();
     write!(line, "{millis}Z {on}{severity}{off} ")?;
     // Kinds are declared in code, but by anybody.
@@ -92,10 +88,7 @@ struct Parts<'a> {
 
 impl<'a> Parts<'a> {
     fn after(line: &'a mut String, first: &'static str) -> Self {
-        Parts {
-            line,
-            separator: first,
-        }
+        Parts { line, separator: first }
     }
 
     fn next(&mut self) -> Result<&mut String, fmt::Error> {
@@ -107,10 +100,7 @@ impl<'a> Parts<'a> {
 
 fn who(event: &Event, parts: &mut Parts<'_>) -> fmt::Result {
     let process = event.process.as_ref();
-    let (name, pid) = (
-        process.and_then(|p| p.name.as_ref()),
-        process.and_then(|p| p.pid),
-    );
+    let (name, pid) = (process.and_then(|p| p.name.as_ref()), process.and_then(|p| p.pid));
     let network = match &event.data {
         EventData::Network(network) => Some(network),
         _ => None,

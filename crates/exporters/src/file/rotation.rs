@@ -26,9 +26,7 @@ pub(super) fn rotate(path: &Path, keep: u32) -> io::Result<()> {
         return remove_file(path);
     }
     // The first gap takes what moves up; without one, the oldest gives way.
-    let last = (1..keep)
-        .find(|number| !exists(&numbered(path, *number)))
-        .unwrap_or(keep);
+    let last = (1..keep).find(|number| !exists(&numbered(path, *number))).unwrap_or(keep);
     for number in (1..last).rev() {
         rename(numbered(path, number), numbered(path, number + 1))?;
     }

@@ -13,9 +13,7 @@ fn open(config: FileConfig) -> FileEmitter {
 }
 
 fn problem(path: &Path) -> String {
-    FileEmitter::open("file", FileConfig::at(path))
-        .unwrap_err()
-        .to_string()
+    FileEmitter::open("file", FileConfig::at(path)).unwrap_err().to_string()
 }
 
 fn text(path: &Path) -> String {
@@ -47,16 +45,9 @@ fn rotation_by_size_bounds_every_file_and_their_number() {
     let folder = folder();
     let path = folder.path().join("e");
     let max_size = ByteSize(4 << 10);
-    let mut emitter = open(FileConfig {
-        max_size,
-        keep: 3,
-        ..FileConfig::at(&path)
-    });
+    let mut emitter = open(FileConfig { max_size, keep: 3, ..FileConfig::at(&path) });
     for batch in 0..20 {
-        assert_eq!(
-            emit(&mut emitter, &events(batch * 10, 10)),
-            EmitOutcome::Delivered
-        );
+        assert_eq!(emit(&mut emitter, &events(batch * 10, 10)), EmitOutcome::Delivered);
     }
     assert_eq!(names(folder.path()), ["e", "e.1", "e.2", "e.3"]);
     let mut kept = Vec::new();
@@ -67,22 +58,14 @@ fn rotation_by_size_bounds_every_file_and_their_number() {
     }
     let first = kept[0];
     assert!(first > 0, "the oldest are gone");
-    assert_eq!(
-        kept,
-        (first..200).collect::<Vec<_>>(),
-        "in order, none missing"
-    );
+    assert_eq!(kept, (first..200).collect::<Vec<_>>(), "in order, none missing");
 }
 
 #[test]
 fn a_line_larger_than_a_file_gets_one_of_its_own() {
     let folder = folder();
     let path = folder.path().join("e");
-    let mut emitter = open(FileConfig {
-        max_size: ByteSize(10),
-        keep: 9,
-        ..FileConfig::at(&path)
-    });
+    let mut emitter = open(FileConfig { max_size: ByteSize(10), keep: 9, ..FileConfig::at(&path) });
     assert_eq!(emit(&mut emitter, &events(0, 3)), EmitOutcome::Delivered);
     assert_eq!(names(folder.path()), ["e", "e.1", "e.2"]);
 }
@@ -104,11 +87,8 @@ fn what_is_too_old_is_rotated_when_the_next_event_comes() {
 fn keeping_none_leaves_one_file() {
     let folder = folder();
     let path = folder.path().join("e");
-    let mut emitter = open(FileConfig {
-        max_size: ByteSize(4 << 10),
-        keep: 0,
-        ..FileConfig::at(&path)
-    });
+    let mut emitter =
+        open(FileConfig { max_size: ByteSize(4 << 10), keep: 0, ..FileConfig::at(&path) });
     emit(&mut emitter, &events(0, 100));
     assert_eq!(names(folder.path()), ["e"]);
     assert_eq!(counts(&text(&path)).last(), Some(&99));
@@ -121,10 +101,7 @@ fn a_smaller_number_to_keep_removes_what_is_beyond_it() {
     for name in ["e.1", "e.2", "e.3", "e.4", "e.9", "e.txt"] {
         fs::write(folder.path().join(name), "\n").unwrap();
     }
-    open(FileConfig {
-        keep: 2,
-        ..FileConfig::at(&path)
-    });
+    open(FileConfig { keep: 2, ..FileConfig::at(&path) });
     // What follows a gap in the numbers is not ours.
     assert_eq!(names(folder.path()), ["e", "e.1", "e.2", "e.9", "e.txt"]);
 }
@@ -185,11 +162,8 @@ fn a_file_that_others_truncated_goes_on_from_its_start() {
 fn moving_files_away_under_load_loses_and_tears_no_line() {
     let folder = folder();
     let path = folder.path().join("e");
-    let mut emitter = open(FileConfig {
-        max_size: ByteSize(16 << 10),
-        keep: 1_000,
-        ..FileConfig::at(&path)
-    });
+    let mut emitter =
+        open(FileConfig { max_size: ByteSize(16 << 10), keep: 1_000, ..FileConfig::at(&path) });
     let (elsewhere, from) = (folder.path().join("elsewhere"), path.clone());
     fs::create_dir(&elsewhere).unwrap();
     let done = Arc::new(std::sync::atomic::AtomicBool::new(false));
@@ -242,33 +216,20 @@ fn a_full_disk_keeps_whole_lines_only_and_goes_on_when_there_is_room() {
         panic!("{outcome:?}");
     };
     assert!(reason.contains("No space left on device"), "{reason}");
-    assert_eq!(
-        counts(&text(&path)),
-        (0..arrived as u64).collect::<Vec<_>>()
-    );
+    assert_eq!(counts(&text(&path)), (0..arrived as u64).collect::<Vec<_>>());
 
-    assert!(matches!(
-        emit(&mut emitter, &batch[arrived..]),
-        EmitOutcome::Retryable { .. }
-    ));
+    assert!(matches!(emit(&mut emitter, &batch[arrived..]), EmitOutcome::Retryable { .. }));
     fs::remove_file(ballast).unwrap();
     let more = &batch[arrived..arrived + 20];
     assert_eq!(emit(&mut emitter, more), EmitOutcome::Delivered);
-    assert_eq!(
-        counts(&text(&path)),
-        (0..arrived as u64 + 20).collect::<Vec<_>>()
-    );
+    assert_eq!(counts(&text(&path)), (0..arrived as u64 + 20).collect::<Vec<_>>());
 }
 
 #[test]
 fn a_rotation_that_fails_holds_events_back_instead_of_growing() {
     let folder = folder();
     let path = folder.path().join("e");
-    let config = FileConfig {
-        max_size: ByteSize(4 << 10),
-        keep: 1,
-        ..FileConfig::at(&path)
-    };
+    let config = FileConfig { max_size: ByteSize(4 << 10), keep: 1, ..FileConfig::at(&path) };
     let mut emitter = open(config);
     emit(&mut emitter, &events(0, 5));
     // A folder that is not empty can't be replaced by a file.

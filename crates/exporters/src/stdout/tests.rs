@@ -1,17 +1,19 @@
 use std::fs::OpenOptions;
 use std::io::{PipeReader, Read, pipe};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
 use super::*;
 use crate::testing::{SmallDisk, counts, delivered, emit, events};
 
+fn file(output: impl Into<OwnedFd>) -> Arc<File> {
+    Arc::new(File::from(output.into()))
+}
+
 fn piped() -> (StdoutEmitter, PipeReader) {
     let (reader, writer) = pipe().unwrap();
-    (
-        StdoutEmitter::writing_to(writer.into(), "stdout", None),
-        reader,
-    )
+    (StdoutEmitter::writing_to(file(writer), "stdout", None), reader)
 }
 
 fn reading(mut reader: PipeReader) -> thread::JoinHandle<String> {
@@ -27,29 +29,20 @@ fn a_program_that_reads_gets_json_lines() {
     let (mut emitter, reader) = piped();
     let text = reading(reader);
     for batch in 0..10 {
-        assert_eq!(
-            emit(&mut emitter, &events(batch * 500, 500)),
-            EmitOutcome::Delivered
-        );
+        assert_eq!(emit(&mut emitter, &events(batch * 500, 500)), EmitOutcome::Delivered);
     }
     drop(emitter);
-    assert_eq!(
-        counts(&text.join().unwrap()),
-        (0..5_000).collect::<Vec<_>>()
-    );
+    assert_eq!(counts(&text.join().unwrap()), (0..5_000).collect::<Vec<_>>());
 }
 
 #[test]
 fn text_can_be_asked_for_and_has_no_colour_in_a_pipe() {
     let (reader, writer) = pipe().unwrap();
-    let mut emitter = StdoutEmitter::writing_to(writer.into(), "stdout", Some(Format::Text));
+    let mut emitter = StdoutEmitter::writing_to(file(writer), "stdout", Some(Format::Text));
     let text = reading(reader);
     emit(&mut emitter, &events(1, 1));
     drop(emitter);
-    assert_eq!(
-        text.join().unwrap(),
-        "1970-01-01T00:00:00.000Z error connection refused\n"
-    );
+    assert_eq!(text.join().unwrap(), "1970-01-01T00:00:00.000Z error connection refused\n");
 }
 
 #[test]
@@ -65,10 +58,7 @@ fn a_reader_that_is_gone_is_told_once_and_for_good() {
     drop(reader);
     for _ in 0..3 {
         let outcome = emit(&mut emitter, &events(0, 2));
-        assert!(
-            matches!(outcome, EmitOutcome::Rejected { .. }),
-            "{outcome:?}"
-        );
+        assert!(matches!(outcome, EmitOutcome::Rejected { .. }), "{outcome:?}");
     }
     assert_eq!(told.load(Ordering::Relaxed), 1);
 }
@@ -99,19 +89,12 @@ fn a_descriptor_that_somebody_made_non_blocking_is_waited_for() {
     let writer = File::from(OwnedFd::from(writer));
     // SAFETY: the descriptor is open; F_SETFL takes an integer.
     let set = unsafe {
-        libc::fcntl(
-            std::os::fd::AsRawFd::as_raw_fd(&writer),
-            libc::F_SETFL,
-            libc::O_NONBLOCK,
-        )
+        libc::fcntl(std::os::fd::AsRawFd::as_raw_fd(&writer), libc::F_SETFL, libc::O_NONBLOCK)
     };
     assert_eq!(set, 0);
-    let mut emitter = StdoutEmitter::writing_to(writer.into(), "stdout", None);
+    let mut emitter = StdoutEmitter::writing_to(file(writer), "stdout", None);
     let text = reading(reader);
-    assert_eq!(
-        emit(&mut emitter, &events(0, 5_000)),
-        EmitOutcome::Delivered
-    );
+    assert_eq!(emit(&mut emitter, &events(0, 5_000)), EmitOutcome::Delivered);
     drop(emitter);
     assert_eq!(counts(&text.join().unwrap()).len(), 5_000);
 }
@@ -119,7 +102,7 @@ fn a_descriptor_that_somebody_made_non_blocking_is_waited_for() {
 #[test]
 fn what_cannot_be_written_now_is_tried_again() {
     let full = OpenOptions::new().write(true).open("/dev/full").unwrap();
-    let mut emitter = StdoutEmitter::writing_to(full.into(), "stdout", None)
+    let mut emitter = StdoutEmitter::writing_to(file(full), "stdout", None)
         .on_closed(|| panic!("it is not closed"));
     for _ in 0..2 {
         let outcome = emit(&mut emitter, &events(0, 2));
@@ -138,7 +121,7 @@ fn a_line_that_broke_off_does_not_spoil_the_next() {
     let (path, ballast) = (disk.path().join("out"), disk.path().join("ballast"));
     std::fs::write(&ballast, vec![0; 30 << 10]).unwrap();
     let out = File::create(&path).unwrap();
-    let mut emitter = StdoutEmitter::writing_to(out.into(), "stdout", None);
+    let mut emitter = StdoutEmitter::writing_to(file(out), "stdout", None);
     let batch = events(0, 300);
     let arrived = delivered(&emit(&mut emitter, &batch), batch.len());
     assert!(arrived > 0);

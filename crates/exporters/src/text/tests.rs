@@ -86,10 +86,7 @@ fn an_oom_kill_says_whose_memory_and_who_asked() {
             limit_bytes: Some(64 << 20),
             victim_rss_bytes: None,
             score_adj: None,
-            trigger: Some(ProcessRef {
-                pid: 7,
-                name: Comm::new(b"nginx"),
-            }),
+            trigger: Some(ProcessRef { pid: 7, name: Comm::new(b"nginx") }),
         }),
         ..Event::new(&OOM_KILL, Severity::Fatal)
     };
@@ -109,10 +106,7 @@ fn a_crash_names_its_signal_and_its_sender() {
             code: None,
             signal: Some(Signal(11)),
             class: ExitClass::Crash,
-            sender: Some(ProcessRef {
-                pid: 1,
-                name: Comm::new(b"sh"),
-            }),
+            sender: Some(ProcessRef { pid: 1, name: Comm::new(b"sh") }),
         }),
         ..Event::new(&PROCESS_CRASH, Severity::Error)
     };
@@ -133,10 +127,7 @@ fn nothing_is_smuggled_in_and_colour_is_only_the_severitys() {
             message: evil.into(),
             cause: Some(evil.into()),
         }),
-        container: Some(Arc::new(Container {
-            id: evil.into(),
-            runtime: None,
-        })),
+        container: Some(Arc::new(Container { id: evil.into(), runtime: None })),
         data: EventData::Custom(Box::new(Custom {
             schema: evil.into(),
             attributes: vec![(
