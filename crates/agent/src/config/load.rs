@@ -1,0 +1,122 @@
+//! From a file to a configuration, or to everything that is wrong in it.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+
+use serde::Deserialize;
+use vahti_runtime::config::InvalidField;
+use vahti_runtime::event::escape;
+
+use super::Config;
+use super::problem::{At, InvalidConfig, Problem};
+use super::tree::{self, Node, read_path, show_path};
+
+/// More than a configuration can need, in bytes.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// After this many mistakes the file is probably not a configuration at all.
+const MAX_PROBLEMS: usize = 50;
+
+/// A configuration, and which of its fields the file set.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) config: Config,
+    tree: Option<Node>,
+}
+
+impl Loaded {
+    /// The defaults; nothing is set.
+    pub(crate) fn nothing() -> Self {
+        Loaded { config: Config::default(), tree: None }
+    }
+
+    /// Whether the file says anything about a field, such as `node_name`.
+    pub(crate) fn sets(&self, path: &str) -> bool {
+        self.tree.as_ref().is_some_and(|tree| tree.contains(&read_path(path)))
+    }
+}
+
+/// Reads a configuration from a file.
+///
+/// # Errors
+/// The file can't be read, or everything that is wrong in it.
+pub(crate) fn from_file(path: &Path) -> Result<Loaded, InvalidConfig> {
+    let name = escape(path.as_os_str().as_encoded_bytes()).into_owned();
+    let text = read(path)
+        .map_err(|problem| InvalidConfig { source_name: name.clone(), problems: vec![problem] })?;
+    from_text(&text, &name)
+}
+
+/// Reads a configuration from YAML; an empty text is all defaults.
+///
+/// # Errors
+/// Everything that is wrong in it.
+pub(crate) fn from_text(text: &str, source_name: &str) -> Result<Loaded, InvalidConfig> {
+    let invalid = |mut problems: Vec<Problem>| {
+        problems.sort_by_key(|problem| problem.at);
+        InvalidConfig { source_name: source_name.to_owned(), problems }
+    };
+    let mut tree = tree::parse(text).map_err(invalid)?;
+    let (config, mut problems) = typed(&mut tree);
+    if let Some(config) = &config {
+        problems.extend(config.validate().into_iter().map(|field| {
+            let (at, path) = tree.locate(&read_path(&field.path));
+            let path = show_path(&path);
+            Problem { at: Some(at), text: InvalidField { path, ..field }.to_string() }
+        }));
+    }
+    match config {
+        Some(config) if problems.is_empty() => Ok(Loaded { config, tree: Some(tree) }),
+        _ => Err(invalid(problems)),
+    }
+}
+
+/// Takes one mistake after the other out of the tree, until the rest fits the
+/// types or nothing is left to take out.
+fn typed(tree: &mut Node) -> (Option<Config>, Vec<Problem>) {
+    let mut problems = Vec::new();
+    loop {
+        let mistake = match Config::deserialize(&*tree) {
+            Ok(config) => return (Some(config), problems),
+            Err(mistake) => mistake,
+        };
+        problems.push(mistake.problem());
+        if problems.len() >= MAX_PROBLEMS || mistake.path.is_empty() || !tree.remove(&mistake.path)
+        {
+            return (None, problems);
+        }
+    }
+}
+
+fn read(path: &Path) -> Result<String, Problem> {
+    let nowhere = |text: String| Problem { at: None, text };
+    let file = File::open(path).map_err(|e| nowhere(explain(&e)))?;
+    let mut bytes = Vec::new();
+    file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|e| nowhere(explain(&e)))?;
+    if bytes.len() as u64 > MAX_BYTES {
+        return Err(nowhere("is larger than 1MiB, which no configuration needs to be".to_owned()));
+    }
+    String::from_utf8(bytes).map_err(|error| {
+        let good = error.as_bytes().get(..error.utf8_error().valid_up_to());
+        let good = String::from_utf8_lossy(good.unwrap_or_default());
+        let last = good.rsplit('\n').next().unwrap_or_default();
+        Problem {
+            at: Some(At {
+                line: good.matches('\n').count() as u64 + 1,
+                column: last.chars().count() as u64 + 1,
+            }),
+            text: "not UTF-8 from here on; save the file as UTF-8".to_owned(),
+        }
+    })
+}
+
+fn explain(error: &io::Error) -> String {
+    match error.kind() {
+        io::ErrorKind::NotFound => {
+            "there is no such file; `vahti config example` prints one to start from".to_owned()
+        }
+        io::ErrorKind::IsADirectory => "is a folder; name the file in it".to_owned(),
+        _ => format!("cannot be read: {error}"),
+    }
+}

@@ -1,0 +1,199 @@
+//! What applies in the end: command line before file before environment
+//! before defaults.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::Deserialize;
+use serde::de::IntoDeserializer;
+use serde::de::value::{Error as ValueError, StrDeserializer};
+use vahti_exporters::Format;
+use vahti_runtime::event::escape_text;
+
+use super::load::{self, Loaded};
+use super::problem::{InvalidConfig, Problem, nearest, one_of};
+use super::{Config, EmitterConfig, EmitterType, Emitters, LogLevel, OBSERVERS, is_node_name};
+
+/// What the command line says; `None` where it says nothing.
+#[derive(Debug, Default)]
+pub(crate) struct Overrides {
+    pub(crate) config: Option<PathBuf>,
+    pub(crate) observers: Option<Vec<Observer>>,
+    pub(crate) emit: Option<Vec<Emit>>,
+    pub(crate) format: Option<Format>,
+    pub(crate) log: Option<LogLevel>,
+}
+
+/// An observer, by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Observer(&'static str);
+
+impl FromStr for Observer {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let known = OBSERVERS.into_iter().find(|known| *known == name);
+        known.map(Observer).ok_or_else(|| {
+            let meant = nearest(name, &OBSERVERS)
+                .map(|word| format!("; did you mean {word}?"))
+                .unwrap_or_default();
+            format!("must be {}{meant}", one_of(&OBSERVERS))
+        })
+    }
+}
+
+/// An emitter, as `--emit` names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Emit {
+    Stdout,
+    File(PathBuf),
+    None,
+}
+
+impl FromStr for Emit {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.split_once('=') {
+            None if text == "stdout" => Ok(Emit::Stdout),
+            None if text == "none" => Ok(Emit::None),
+            Some(("file", path)) if !path.is_empty() => Ok(Emit::File(path.into())),
+            _ => Err("must be stdout, file=PATH or none".to_owned()),
+        }
+    }
+}
+
+impl Emit {
+    fn to_config(&self) -> EmitterConfig {
+        match self {
+            Emit::Stdout => EmitterConfig::of(EmitterType::Stdout),
+            Emit::None => EmitterConfig::of(EmitterType::None),
+            Emit::File(path) => {
+                EmitterConfig { path: Some(path.clone()), ..EmitterConfig::of(EmitterType::File) }
+            }
+        }
+    }
+}
+
+/// The configuration that applies.
+///
+/// # Errors
+/// The file, a variable or the result of all is wrong; says everything that
+/// is.
+pub(crate) fn resolve(
+    overrides: Overrides,
+    environment: impl Fn(&str) -> Option<String>,
+) -> Result<Config, InvalidConfig> {
+    let environment = |name: &str| environment(name).filter(|value| !value.is_empty());
+    let path = overrides.config.or_else(|| environment("VAHTI_CONFIG").map(PathBuf::from));
+    let mut loaded = match path {
+        Some(path) => load::from_file(&path)?,
+        None => Loaded::nothing(),
+    };
+    apply_environment(&mut loaded, environment)?;
+    let mut config = loaded.config;
+    if let Some(observers) = overrides.observers {
+        enable(&mut config, &observers);
+    }
+    if let Some(emit) = overrides.emit {
+        config.emitters = named_apart(&emit);
+    }
+    if let Some(log) = overrides.log {
+        config.log = log;
+    }
+    for emitter in &mut config.emitters.0 {
+        if emitter.kind == EmitterType::Stdout && overrides.format.is_some() {
+            emitter.format = overrides.format;
+        }
+    }
+    let problems: Vec<Problem> = config
+        .validate()
+        .iter()
+        .map(|field| Problem { at: None, text: field.to_string() })
+        .collect();
+    if problems.is_empty() {
+        Ok(config)
+    } else {
+        Err(InvalidConfig { source_name: "command line".to_owned(), problems })
+    }
+}
+
+fn apply_environment(
+    loaded: &mut Loaded,
+    environment: impl Fn(&str) -> Option<String>,
+) -> Result<(), InvalidConfig> {
+    // A variable whose field the file sets has no say, right or wrong.
+    let value = |name: &str, path: &str| environment(name).filter(|_| !loaded.sets(path));
+    let node_name = value("VAHTI_NODE_NAME", "node_name");
+    let log = value("VAHTI_LOG", "log");
+    let emit = value("VAHTI_EMIT", "emitters");
+    let observers = value("VAHTI_OBSERVERS", "observers");
+    if let Some(name) = node_name {
+        if !is_node_name(&name) {
+            return Err(refused("VAHTI_NODE_NAME", &name, super::NODE_NAME));
+        }
+        loaded.config.node_name = Some(name);
+    }
+    if let Some(level) = log {
+        loaded.config.log =
+            level.parse().map_err(|bound: String| refused("VAHTI_LOG", &level, &bound))?;
+    }
+    if let Some(text) = emit {
+        let emit = list("VAHTI_EMIT", &text)?;
+        loaded.config.emitters = named_apart(&emit);
+    }
+    if let Some(text) = observers {
+        let observers: Vec<Observer> = list("VAHTI_OBSERVERS", &text)?;
+        enable(&mut loaded.config, &observers);
+    }
+    Ok(())
+}
+
+impl FromStr for LogLevel {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let text: StrDeserializer<'_, ValueError> = text.into_deserializer();
+        LogLevel::deserialize(text)
+            .map_err(|_| one_of(&["off", "error", "warn", "info", "debug", "trace"]))
+    }
+}
+
+fn list<T: FromStr<Err = String>>(variable: &str, text: &str) -> Result<Vec<T>, InvalidConfig> {
+    let item = |item: &str| {
+        item.trim().parse().map_err(|bound: String| refused(variable, item.trim(), &bound))
+    };
+    text.split(',').map(item).collect()
+}
+
+fn refused(variable: &str, value: &str, bound: &str) -> InvalidConfig {
+    let value = escape_text(value);
+    let bound = bound.strip_prefix("must be ").unwrap_or(bound);
+    InvalidConfig {
+        source_name: "environment".to_owned(),
+        problems: vec![Problem {
+            at: None,
+            text: format!("{variable} is \"{value}\", but must be {bound}"),
+        }],
+    }
+}
+
+fn enable(config: &mut Config, observers: &[Observer]) {
+    let named = |name| observers.contains(&Observer(name));
+    config.observers.network.enabled = named("network");
+    config.observers.container.enabled = named("container");
+}
+
+/// Emitters called after their types; where a type comes again, with a number.
+fn named_apart(emit: &[Emit]) -> Emitters {
+    let mut emitters: Vec<EmitterConfig> = Vec::new();
+    for emit in emit {
+        let mut emitter = emit.to_config();
+        let alike = emitters.iter().filter(|e| e.kind == emitter.kind).count();
+        if alike > 0 {
+            emitter.name = Some(format!("{}-{}", emitter.kind.as_str(), alike + 1));
+        }
+        emitters.push(emitter);
+    }
+    Emitters(emitters)
+}

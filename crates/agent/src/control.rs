@@ -1,0 +1,283 @@
+//! The local socket on which a running agent answers questions.
+//!
+//! A request is one line of at most 4 KiB; the answer is one JSON document.
+//! Who may ask is a matter of file rights: the folder is 0700, the socket
+//! 0600. A client may be slow or hostile: it has a second to ask and five to
+//! read, and there are eight of them at most. Without clients nothing runs and
+//! nothing wakes up.
+
+mod client;
+
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use vahti_runtime::event::escape;
+
+pub(crate) use client::ask;
+
+const MAX_REQUEST: u64 = 4 << 10;
+const MAX_CLIENTS: usize = 8;
+const TIME_TO_ASK: Duration = Duration::from_secs(1);
+const TIME_TO_READ: Duration = Duration::from_secs(5);
+
+/// Answers a request's line with a JSON document, or does not know it.
+pub(crate) type Answer = dyn Fn(&str) -> Option<Vec<u8>> + Send + Sync;
+
+/// Where the socket is if nobody says otherwise: below /run for root, in the
+/// user's runtime folder else; `None` where there is no such folder.
+pub(crate) fn default_path() -> Option<PathBuf> {
+    // SAFETY: has no preconditions.
+    if unsafe { libc::geteuid() } == 0 {
+        return Some("/run/vahti/vahti.sock".into());
+    }
+    let folder = std::env::var_os("XDG_RUNTIME_DIR").filter(|folder| !folder.is_empty())?;
+    Some(Path::new(&folder).join("vahti/vahti.sock"))
+}
+
+/// The socket's path: as given, or from VAHTI_SOCKET, or the default.
+pub(crate) fn resolve_path(given: Option<PathBuf>) -> Option<PathBuf> {
+    let set = std::env::var_os("VAHTI_SOCKET").filter(|path| !path.is_empty());
+    given.or_else(|| set.map(PathBuf::from)).or_else(default_path)
+}
+
+/// Why there is no socket.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ControlError {
+    /// Another agent has it.
+    #[error(
+        "another vahti runs already{}: stop it, or give this one a socket of its own with \
+         --socket", pid.as_ref().map(|pid| format!(" (pid {pid})")).unwrap_or_default()
+    )]
+    InUse {
+        /// The other's process id, where it can be read.
+        pid: Option<u32>,
+    },
+    /// It can't be made.
+    #[error("cannot {operation} {}: {error}", escape(path.as_os_str().as_encoded_bytes()))]
+    Io {
+        /// What was tried.
+        operation: &'static str,
+        /// With which file.
+        path: PathBuf,
+        /// What went wrong.
+        error: io::Error,
+    },
+}
+
+/// The socket of this agent. Dropping it removes it.
+pub(crate) struct Control {
+    path: PathBuf,
+    stop: Arc<AtomicBool>,
+    /// Held, not read: it says that this agent is alive.
+    _lock: File,
+}
+
+impl Control {
+    /// Makes the socket and answers on it, on threads of its own. A socket
+    /// that a dead agent left behind is replaced.
+    ///
+    /// # Errors
+    /// Another agent has it, or it can't be made.
+    pub(crate) fn start(path: &Path, answer: Arc<Answer>) -> Result<Self, ControlError> {
+        make_folder(path)?;
+        let lock = lock(path)?;
+        let listener = bind(path)?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let stopped = Arc::clone(&stop);
+        std::thread::Builder::new()
+            .name("control".to_owned())
+            .stack_size(256 << 10)
+            .spawn(move || serve(&listener, &answer, &stopped))
+            .map_err(|error| problem("start a thread for", path, error))?;
+        Ok(Control { path: path.to_owned(), stop, _lock: lock })
+    }
+}
+
+impl Drop for Control {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        // Wakes the thread that accepts; then nobody can find the socket.
+        if UnixStream::connect(&self.path).is_err() {}
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::debug!(%error, "the control socket stays behind");
+        }
+    }
+}
+
+fn problem(operation: &'static str, path: &Path, error: io::Error) -> ControlError {
+    ControlError::Io { operation, path: path.to_owned(), error }
+}
+
+fn make_folder(path: &Path) -> Result<(), ControlError> {
+    let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) else {
+        return Ok(());
+    };
+    match DirBuilder::new().mode(0o700).create(folder) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        result => result.map_err(|error| problem("create the folder", folder, error)),
+    }
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// A lock, not the socket, says whether an agent is alive: the kernel frees it
+/// however the agent ends, and two that start at once can't both have it.
+fn lock(path: &Path) -> Result<File, ControlError> {
+    let path = beside(path, ".lock");
+    let mut file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(&path)
+        .map_err(|error| problem("open", &path, error))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            let read = file.take(20).read_to_string(&mut text);
+            let pid = read.ok().and_then(|_| text.trim().parse().ok());
+            return Err(ControlError::InUse { pid });
+        }
+        Err(TryLockError::Error(error)) => return Err(problem("lock", &path, error)),
+    }
+    file.set_len(0)
+        .and_then(|()| writeln!(file, "{}", std::process::id()))
+        .map_err(|error| problem("write", &path, error))?;
+    Ok(file)
+}
+
+/// Binds in a folder that only we can enter and moves the socket to its place,
+/// so that there is no moment in which others could connect, and a stale one
+/// is replaced in one step.
+fn bind(path: &Path) -> Result<UnixListener, ControlError> {
+    let folder = beside(path, ".new");
+    let inside = folder.join("s");
+    let failed = |error| problem("create the socket", path, error);
+    // Left behind by an agent that was killed right here.
+    if fs::remove_dir_all(&folder).is_err() {}
+    DirBuilder::new().mode(0o700).create(&folder).map_err(failed)?;
+    let bound = UnixListener::bind(&inside).and_then(|listener| {
+        fs::set_permissions(&inside, Permissions::from_mode(0o600))?;
+        fs::rename(&inside, path)?;
+        Ok(listener)
+    });
+    let removed = fs::remove_dir_all(&folder);
+    let listener = bound.map_err(failed)?;
+    removed.map_err(failed)?;
+    Ok(listener)
+}
+
+fn serve(listener: &UnixListener, answer: &Arc<Answer>, stop: &AtomicBool) {
+    let clients = Arc::new(AtomicUsize::new(0));
+    loop {
+        let client = match listener.accept() {
+            Ok((client, _)) => client,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => {
+                // Out of descriptors, most likely; others may free some.
+                tracing::warn!(%error, "the control socket can't take a client");
+                std::thread::sleep(Duration::from_secs(1));
+                continue;
+            }
+        };
+        if stop.load(Ordering::Acquire) {
+            return;
+        }
+        let place = Place::take(&clients);
+        if place.is_none() {
+            continue;
+        }
+        let answer = Arc::clone(answer);
+        let spawned = std::thread::Builder::new()
+            .name("control client".to_owned())
+            .stack_size(256 << 10)
+            .spawn(move || {
+                let _place = place;
+                if let Err(error) = converse(&client, &*answer) {
+                    tracing::debug!(%error, "a client of the control socket went away");
+                }
+            });
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "the control socket can't serve a client");
+        }
+    }
+}
+
+/// One of the places for clients; given back when dropped.
+struct Place(Arc<AtomicUsize>);
+
+impl Place {
+    fn take(clients: &Arc<AtomicUsize>) -> Option<Self> {
+        if clients.fetch_add(1, Ordering::AcqRel) >= MAX_CLIENTS {
+            clients.fetch_sub(1, Ordering::AcqRel);
+            return None;
+        }
+        Some(Place(Arc::clone(clients)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn converse(client: &UnixStream, answer: &Answer) -> io::Result<()> {
+    let request = read_line(client)?;
+    let document = answer(request.trim())
+        .unwrap_or_else(|| br#"{"error":"unknown request; known is: ledger"}"#.to_vec());
+    let deadline = Instant::now() + TIME_TO_READ;
+    let mut rest = document.as_slice();
+    while !rest.is_empty() {
+        client.set_write_timeout(Some(time_left(deadline)?))?;
+        let written = (&*client).write(rest)?;
+        if written == 0 {
+            return Err(io::ErrorKind::WriteZero.into());
+        }
+        rest = rest.get(written..).unwrap_or_default();
+    }
+    (&*client).write_all(b"\n")
+}
+
+/// Reads one line. The time is for the whole of it, or a client could send a
+/// byte a second for ever.
+fn read_line(client: &UnixStream) -> io::Result<String> {
+    let deadline = Instant::now() + TIME_TO_ASK;
+    let mut reader = BufReader::new(Deadlined { client, deadline }.take(MAX_REQUEST));
+    let mut line = String::new();
+    reader.read_line(&mut line)?;
+    Ok(line)
+}
+
+struct Deadlined<'a> {
+    client: &'a UnixStream,
+    deadline: Instant,
+}
+
+impl Read for Deadlined<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.client.set_read_timeout(Some(time_left(self.deadline)?))?;
+        self.client.read(buffer)
+    }
+}
+
+fn time_left(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+}
+
+#[cfg(test)]
+mod tests;

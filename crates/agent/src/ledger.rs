@@ -1,0 +1,181 @@
+//! How `vahti ledger` shows the accounting: every line as an addition.
+//!
+//! Read from JSON and not from the runtime's types, since the agent that
+//! answers may be of another version.
+
+use serde_json::Value;
+use vahti_runtime::event::escape_text;
+
+use crate::table::grouped;
+
+/// The lines of an observer: name, the whole, and the parts that add up to it.
+const LINES: [(&str, &str, &[&str]); 4] = [
+    ("kernel", "attempted", &["submitted", "lost"]),
+    ("ring", "submitted", &["received", "in_ring", "abandoned"]),
+    ("records", "received", &["ignored", "failed", "processed", "processing"]),
+    ("events", "produced", &["sampled_out", "waiting", "folding", "routed"]),
+];
+
+const LANE: (&str, &[&str]) =
+    ("routed", &["delivered", "rejected", "dropped", "stored", "queued", "in_flight"]);
+
+/// The ledger as a table of at most 80 columns.
+pub(crate) fn to_text(ledger: &Value) -> String {
+    let mut out = String::new();
+    for observer in members(&ledger["observers"]) {
+        let name = escape_text(observer["observer"].as_str().unwrap_or("?"));
+        out.push_str(&format!(
+            "observer {name}{:>w$}{:>17}\n",
+            "occurrences",
+            "envelopes",
+            w = 51 - name.chars().count()
+        ));
+        for (line, whole, parts) in LINES {
+            if observer[line].is_object() {
+                addition(&mut out, line, &observer[line], whole, parts);
+            }
+        }
+        for lane in members(&observer["lanes"]) {
+            let emitter = escape_text(lane["emitter"].as_str().unwrap_or("?"));
+            addition(&mut out, &format!("lane to {emitter}"), lane, LANE.0, LANE.1);
+        }
+        out.push('\n');
+    }
+    if out.is_empty() {
+        out.push_str("no observer is running\n");
+    }
+    out
+}
+
+fn members(list: &Value) -> impl Iterator<Item = &Value> {
+    list.as_array().into_iter().flatten()
+}
+
+/// Occurrences, and envelopes where they are counted too.
+#[derive(Clone, Copy, Default)]
+struct Amount {
+    occurrences: u64,
+    envelopes: Option<u64>,
+}
+
+impl Amount {
+    /// Of a number, a tally, or a list of either with reasons.
+    fn of(value: &Value) -> Self {
+        if let Some(items) = value.as_array() {
+            return items.iter().map(Amount::of).fold(Amount::default(), Amount::plus);
+        }
+        let number = |key: &str| value[key].as_u64();
+        Amount {
+            occurrences: value
+                .as_u64()
+                .or_else(|| number("occurrences"))
+                .or_else(|| number("records"))
+                .unwrap_or(0),
+            envelopes: number("envelopes"),
+        }
+    }
+
+    fn plus(self, other: Amount) -> Self {
+        Amount {
+            occurrences: self.occurrences.saturating_add(other.occurrences),
+            envelopes: match (self.envelopes, other.envelopes) {
+                (None, None) => None,
+                (a, b) => Some(a.unwrap_or(0).saturating_add(b.unwrap_or(0))),
+            },
+        }
+    }
+}
+
+fn addition(out: &mut String, title: &str, line: &Value, whole: &str, parts: &[&str]) {
+    out.push_str(&format!("  {title}\n"));
+    let total = Amount::of(&line[whole]);
+    row(out, "    ", whole, total);
+    let mut sum: u64 = 0;
+    for (i, part) in parts.iter().enumerate() {
+        let amount = Amount::of(&line[part]);
+        sum = sum.saturating_add(amount.occurrences);
+        row(out, if i == 0 { "    = " } else { "    + " }, part, amount);
+        for reason in members(&line[part]) {
+            let amount = Amount::of(reason);
+            if amount.occurrences > 0 {
+                row(out, "          of it ", &reason_of(reason), amount);
+            }
+        }
+    }
+    let difference = i128::from(total.occurrences) - i128::from(sum);
+    let sign = if difference < 0 { "-" } else { "" };
+    let size = u64::try_from(difference.unsigned_abs()).unwrap_or(u64::MAX);
+    out.push_str(&format!("    {:40}{:>16}\n", "difference", format!("{sign}{}", grouped(size))));
+    if let Some(missed) = line["missed"].as_u64() {
+        row(out, "    beside it ", "missed", Amount { occurrences: missed, envelopes: None });
+    }
+}
+
+fn row(out: &mut String, lead: &str, name: &str, amount: Amount) {
+    let name = format!("{lead}{}", escape_text(name));
+    let envelopes = amount.envelopes.map(grouped).unwrap_or_default();
+    let row = format!("{name:44}{:>16}{envelopes:>17}", grouped(amount.occurrences));
+    out.push_str(row.trim_end());
+    out.push('\n');
+}
+
+fn reason_of(reason: &Value) -> String {
+    let words = ["stage", "reason", "priority"].map(|key| reason[key].as_str().unwrap_or_default());
+    let words: Vec<&str> = words.into_iter().filter(|word| !word.is_empty()).collect();
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn every_line_is_an_addition_with_its_difference() {
+        let tally = |n: u64| json!({"occurrences": n, "envelopes": n / 100});
+        let ledger = json!({"observers": [{
+            "observer": "network",
+            "kernel": {"attempted": 20_000, "submitted": 19_990, "lost": 10, "missed": 1},
+            "records": {
+                "received": 19_990, "ignored": 90, "processed": 19_898, "processing": 0,
+                "failed": [{"reason": "malformed", "records": 3}, {"reason": "panic", "records": 0}],
+            },
+            "events": {"produced": tally(19_900), "sampled_out": tally(0), "waiting": tally(0),
+                       "folding": tally(0), "routed": tally(19_900)},
+            "lanes": [{
+                "emitter": "stdout", "routed": tally(19_900), "delivered": tally(19_000),
+                "rejected": tally(0), "stored": tally(0), "queued": tally(0), "in_flight": tally(0),
+                "dropped": [{"stage": "queue", "reason": "queue_items", "priority": "normal",
+                             "occurrences": 900, "envelopes": 9}],
+            }],
+        }]});
+        let text = to_text(&ledger);
+        let squeezed: Vec<String> =
+            text.lines().map(|l| l.split_whitespace().collect::<Vec<_>>().join(" ")).collect();
+        for line in [
+            "observer network occurrences envelopes",
+            "attempted 20,000",
+            "= submitted 19,990",
+            "+ lost 10",
+            "beside it missed 1",
+            "of it malformed 3",
+            "difference -1",
+            "+ dropped 900 9",
+            "of it queue queue_items normal 900 9",
+            "lane to stdout",
+        ] {
+            assert!(squeezed.iter().any(|l| l == line), "{line:?} is missing in\n{text}");
+        }
+        assert_eq!(squeezed.iter().filter(|l| *l == "difference 0").count(), 3);
+        assert!(!text.contains("panic"), "reasons that never happened are left out");
+        assert!(text.lines().all(|l| l.chars().count() <= 80), "{text}");
+    }
+
+    #[test]
+    fn what_is_no_ledger_does_no_harm() {
+        for ledger in [json!(null), json!([]), json!({"observers": [1, {"observer": "a\u{1b}"}]})] {
+            assert!(!to_text(&ledger).contains('\u{1b}'));
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! `vahti`, the node agent: what broke, what caused it, and what is the proof?
+//!
+//! The program is a story of four parts: parse, build, run, drain. Parsing is
+//! in [`cli`] and [`config`], building in [`wiring`]; running and draining is
+//! what the runtime does.
+
+mod cli;
+mod config;
+mod control;
+mod doctor;
+mod emitters;
+mod ledger;
+mod log;
+mod output;
+mod report;
+mod run;
+mod signals;
+mod table;
+mod wiring;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+
+use crate::cli::{Cli, Command, ConfigCommand, SchemaCommand};
+use crate::output::{Failed, Outcome, SUCCESS, USAGE, finish, print};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
+    finish(match cli.command {
+        Command::Run(args) => run::run(&args),
+        Command::Doctor { json } => doctor::doctor(json),
+        Command::Demo { json } => Err(demo_is_missing(json)),
+        Command::Config { command: ConfigCommand::Check { file } } => check(&file),
+        Command::Config { command: ConfigCommand::Example } => print(&config::example::example()),
+        Command::Config { command: ConfigCommand::Schema } => {
+            print(&format!("{:#}\n", config::example::schema()))
+        }
+        Command::Schema { command: SchemaCommand::Event } => {
+            print(vahti_runtime::event::JSON_SCHEMA)
+        }
+        Command::Ledger { json, socket } => ledger(json, socket),
+        Command::Completions { shell } => completions(shell),
+    })
+}
+
+/// Help and version go to standard output and are a success; anything else is
+/// wrong usage.
+fn refuse(error: &clap::Error) -> ExitCode {
+    let text = error.render().to_string();
+    if error.use_stderr() {
+        eprint!("{text}");
+        return ExitCode::from(USAGE);
+    }
+    finish(print(&text))
+}
+
+fn demo_is_missing(_json: bool) -> Failed {
+    Failed::failure("demo is not in this build")
+}
+
+fn check(file: &Path) -> Outcome {
+    match config::load::from_file(file) {
+        Ok(_) => print("the configuration is good\n"),
+        Err(invalid) => Err(Failed::usage(invalid.to_string())),
+    }
+}
+
+fn ledger(json: bool, socket: Option<PathBuf>) -> Outcome {
+    let Some(path) = control::resolve_path(socket) else {
+        return Err(Failed::usage("where the agent's socket is isn't known: give --socket PATH"));
+    };
+    let answer = control::ask(&path, "ledger").map_err(|e| Failed::failure(e.to_string()))?;
+    if json {
+        return print(&format!("{answer:#}\n"));
+    }
+    print(&ledger::to_text(&answer))
+}
+
+fn completions(shell: clap_complete::Shell) -> Outcome {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "vahti", &mut script);
+    print(&String::from_utf8_lossy(&script)).map(|_| SUCCESS)
+}

@@ -1,0 +1,75 @@
+//! What commands print, and how they end.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+/// It did what it was asked to.
+pub(crate) const SUCCESS: u8 = 0;
+/// It failed.
+pub(crate) const FAILURE: u8 = 1;
+/// The command line or the configuration is wrong (`EX_USAGE`).
+pub(crate) const USAGE: u8 = 64;
+/// A right is missing (`EX_NOPERM`).
+pub(crate) const NO_PERMISSION: u8 = 77;
+
+/// Why a command did not do what it was asked to.
+#[derive(Debug)]
+pub(crate) struct Failed {
+    code: u8,
+    message: String,
+}
+
+impl Failed {
+    /// It failed in operation.
+    pub(crate) fn failure(message: impl Into<String>) -> Self {
+        Failed { code: FAILURE, message: message.into() }
+    }
+
+    /// It was asked for something that makes no sense.
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Failed { code: USAGE, message: message.into() }
+    }
+
+    /// A right is missing.
+    pub(crate) fn no_permission(message: impl Into<String>) -> Self {
+        Failed { code: NO_PERMISSION, message: message.into() }
+    }
+}
+
+/// How a command ended: with an exit code of its own, or in failure.
+pub(crate) type Outcome = Result<u8, Failed>;
+
+/// Prints on standard output; a reader that has had enough is no failure.
+pub(crate) fn print(text: &str) -> Outcome {
+    match write(text.as_bytes()) {
+        Ok(()) => Ok(SUCCESS),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(SUCCESS),
+        Err(error) => Err(Failed::failure(format!("cannot write to standard output: {error}"))),
+    }
+}
+
+fn write(bytes: &[u8]) -> io::Result<()> {
+    // Not through std's handle, which keeps what could not be written and
+    // tries again at exit.
+    let mut output = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    output.write_all(bytes)
+}
+
+/// Tells what failed on standard error, and turns it into the exit code.
+pub(crate) fn finish(outcome: Outcome) -> ExitCode {
+    let code = match outcome {
+        Ok(code) => code,
+        Err(failed) => {
+            complain(&failed.message);
+            failed.code
+        }
+    };
+    ExitCode::from(code)
+}
+
+fn complain(message: &str) {
+    // Nobody is left to tell where standard error is closed.
+    if writeln!(io::stderr(), "vahti: {message}").is_err() {}
+}

@@ -1,0 +1,152 @@
+//! How `doctor` shows what can be seen on this node.
+
+use serde::Serialize;
+use vahti_runtime::event::escape_text;
+
+use crate::table::wrap;
+
+/// Whether a signal can be seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum State {
+    /// By the best mechanism.
+    Works,
+    /// By a lesser one; `accuracy` says what that costs.
+    Degraded,
+    /// Not at all.
+    Missing,
+}
+
+impl State {
+    const fn as_str(self) -> &'static str {
+        match self {
+            State::Works => "works",
+            State::Degraded => "degraded",
+            State::Missing => "missing",
+        }
+    }
+}
+
+/// One thing that vahti can see, or not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct SignalReport {
+    /// The observer that it belongs to.
+    pub(crate) observer: String,
+    /// What is seen, such as `connection_refused`.
+    pub(crate) signal: String,
+    /// Whether it is.
+    pub(crate) state: State,
+    /// By which mechanism, where it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) mechanism: Option<String>,
+    /// Why not, or why not by a better one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) why: Option<String>,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) remedy: Option<String>,
+    /// How accurate it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) accuracy: Option<String>,
+}
+
+/// What `doctor` found.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct DoctorReport {
+    /// The kernel, as it calls itself.
+    pub(crate) kernel: String,
+    /// Every signal of every observer.
+    pub(crate) signals: Vec<SignalReport>,
+}
+
+/// How wide a report is, in columns.
+const WIDTH: usize = 80;
+
+impl DoctorReport {
+    /// Whether any signal can't be seen.
+    pub(crate) fn is_anything_missing(&self) -> bool {
+        self.signals.iter().any(|s| s.state == State::Missing)
+    }
+
+    /// As JSON, for programs.
+    pub(crate) fn to_json(&self) -> String {
+        let mut json = serde_json::to_string_pretty(self).unwrap_or_default();
+        json.push('\n');
+        json
+    }
+
+    /// As text, for people: at most 80 columns.
+    pub(crate) fn to_text(&self) -> String {
+        let mut out = format!("kernel {}\n", escape_text(&self.kernel));
+        let mut observer = "";
+        for signal in &self.signals {
+            if signal.observer != observer {
+                observer = &signal.observer;
+                out.push_str(&format!("\n{}\n", escape_text(observer)));
+            }
+            wrap(&mut out, &format!("  {:8}  ", signal.state.as_str()), &signal.signal, WIDTH);
+            let notes = [
+                ("by", &signal.mechanism),
+                ("why", &signal.why),
+                ("do", &signal.remedy),
+                ("accuracy", &signal.accuracy),
+            ];
+            for (label, note) in notes {
+                if let Some(note) = note {
+                    wrap(&mut out, &format!("            {label}: "), note, WIDTH);
+                }
+            }
+        }
+        let count = |state| self.signals.iter().filter(|s| s.state == state).count();
+        out.push_str(&format!(
+            "\n{} work, {} degraded, {} missing\n",
+            count(State::Works),
+            count(State::Degraded),
+            count(State::Missing),
+        ));
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_fits_eighty_columns_and_smuggles_nothing() {
+        let long = "a reason that goes on and on ".repeat(10);
+        let report = DoctorReport {
+            kernel: "6.18.0\u{1b}[2J".into(),
+            signals: vec![
+                SignalReport {
+                    observer: "network".into(),
+                    signal: "connection_refused".into(),
+                    state: State::Works,
+                    mechanism: Some("BTF raw tracepoint inet_sock_set_state".into()),
+                    why: None,
+                    remedy: None,
+                    accuracy: None,
+                },
+                SignalReport {
+                    observer: "container".into(),
+                    signal: "oom_kill".into(),
+                    state: State::Missing,
+                    mechanism: None,
+                    why: Some(long.clone()),
+                    remedy: Some(long),
+                    accuracy: Some("none\n".into()),
+                },
+            ],
+        };
+        let text = report.to_text();
+        for line in text.lines() {
+            assert!(line.chars().count() <= 80, "{line}");
+            assert!(!line.chars().any(char::is_control), "{line:?}");
+            assert_eq!(line.trim_end(), line);
+        }
+        assert!(text.ends_with("\n1 work, 0 degraded, 1 missing\n"), "{text}");
+        assert!(report.is_anything_missing());
+        let json: serde_json::Value = serde_json::from_str(&report.to_json()).unwrap();
+        assert_eq!(json["signals"][1]["state"], "missing");
+    }
+}

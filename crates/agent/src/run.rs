@@ -1,0 +1,122 @@
+//! `vahti run`: build, run, drain.
+
+use std::sync::{Arc, OnceLock};
+
+use serde_json::json;
+use vahti_runtime::delivery::{EmitterHandle, EmitterState};
+use vahti_runtime::observer::ObserverRuntime;
+use vahti_runtime::shutdown;
+use vahti_runtime::supervisor::{Report, Supervisor};
+
+use crate::cli::RunArgs;
+use crate::config::Config;
+use crate::config::settings;
+use crate::control::{self, Control, ControlError};
+use crate::output::{FAILURE, Failed, Outcome, SUCCESS};
+use crate::signals::Signals;
+use crate::{emitters, log, wiring};
+
+/// Watches this node until it is told to stop.
+pub(crate) fn run(args: &RunArgs) -> Outcome {
+    let config = settings::resolve(args.overrides(), |name| std::env::var(name).ok())
+        .map_err(|invalid| Failed::usage(invalid.to_string()))?;
+    log::start(config.log);
+    // Before any thread is started, so that all of them have them blocked.
+    let signals = Signals::block().map_err(|e| system("block signals", &e))?;
+    let running: Arc<OnceLock<Running>> = Arc::default();
+    let _control = control(args, &running)?;
+    let (trigger, shutdown) = shutdown::channel();
+    let nobody_reads = trigger.clone();
+    let emitters = emitters::start(&config, move || nobody_reads.begin())?;
+    let observers = wiring::observers(&config, &emitters)?;
+    let deadline = config.limits.drain_deadline.0;
+    let supervisor = observers
+        .iter()
+        .fold(Supervisor::new(emitters.clone(), deadline), |s, o| s.observer(Arc::clone(o)));
+    // Only this thread sets it.
+    if running.set(Running { observers, emitters }).is_err() {}
+    signals.watch(move || trigger.begin()).map_err(|e| system("watch signals", &e))?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .build()
+        .map_err(|e| system("start", &e))?;
+    announce(&config);
+    let report = runtime.block_on(supervisor.run(shutdown));
+    // Whatever still blocks a thread must not hold up the end.
+    runtime.shutdown_background();
+    Ok(conclude(&report))
+}
+
+fn system(what: &str, error: &std::io::Error) -> Failed {
+    Failed::failure(format!("cannot {what}: {error}"))
+}
+
+/// What runs, for whoever asks on the control socket.
+struct Running {
+    observers: Vec<Arc<ObserverRuntime>>,
+    emitters: Vec<EmitterHandle>,
+}
+
+impl Running {
+    fn ledger(&self) -> Vec<u8> {
+        let observers: Vec<_> = self.observers.iter().map(|o| o.ledger()).collect();
+        let emitters: Vec<_> = self.emitters.iter().map(emitter_state).collect();
+        json!({"pid": std::process::id(), "observers": observers, "emitters": emitters})
+            .to_string()
+            .into_bytes()
+    }
+}
+
+fn emitter_state(emitter: &EmitterHandle) -> serde_json::Value {
+    let (state, why) = match emitter.state() {
+        EmitterState::Working => ("working", None),
+        EmitterState::Failing(why) => ("failing", Some(why)),
+        EmitterState::Ended => ("ended", None),
+    };
+    let mut value = json!({"name": emitter.name(), "state": state, "panics": emitter.panics()});
+    if let Some(why) = why {
+        value["why"] = why.into();
+    }
+    value
+}
+
+/// Opens the control socket. Without one the agent still does its work, but
+/// not beside another agent that has it.
+fn control(args: &RunArgs, running: &Arc<OnceLock<Running>>) -> Result<Option<Control>, Failed> {
+    let Some(path) = control::resolve_path(args.socket.clone()) else {
+        tracing::debug!("no folder for a control socket; `vahti ledger` won't work");
+        return Ok(None);
+    };
+    let running = Arc::clone(running);
+    let answer = move |request: &str| match request {
+        "ledger" => Some(
+            running
+                .get()
+                .map_or_else(|| br#"{"observers":[],"emitters":[]}"#.to_vec(), Running::ledger),
+        ),
+        _ => None,
+    };
+    match Control::start(&path, Arc::new(answer)) {
+        Ok(control) => Ok(Some(control)),
+        Err(error @ ControlError::InUse { .. }) => Err(Failed::failure(error.to_string())),
+        Err(error) => {
+            tracing::warn!(%error, "`vahti ledger` won't work");
+            Ok(None)
+        }
+    }
+}
+
+fn announce(config: &Config) {
+    let emitters: Vec<&str> = config.emitters.0.iter().map(|e| e.name()).collect();
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), emitters = %emitters.join(","), "watching");
+}
+
+fn conclude(report: &Report) -> u8 {
+    for error in &report.failed {
+        tracing::error!("{error}");
+    }
+    for emitter in &report.stuck_emitters {
+        tracing::warn!(emitter, "left behind: it did not end in time");
+    }
+    if report.is_success() { SUCCESS } else { FAILURE }
+}

@@ -1,0 +1,141 @@
+//! From the configuration to observers with their sources: the one place that
+//! knows every observer.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use vahti_ebpf::EbpfError;
+use vahti_ebpf::cgroup::Hierarchy;
+use vahti_ebpf::loader::{self, Object};
+use vahti_ebpf::manager::AyaManager;
+use vahti_ebpf::source::RingSource;
+use vahti_observers::container::ContainerProcessor;
+use vahti_observers::network::NetworkProcessor;
+use vahti_observers::{container, network};
+use vahti_runtime::delivery::EmitterHandle;
+use vahti_runtime::ids::BootId;
+use vahti_runtime::observer::{ObserverRuntime, ObserverRuntimeBuilder};
+
+use crate::config::Config;
+use crate::output::Failed;
+
+const BOOT_ID_PATH: &str = "/proc/sys/kernel/random/boot_id";
+
+/// An observer's source, or why there is none.
+pub(crate) type Opened = Result<RingSource, EbpfError>;
+
+/// The observers whose programs are to be opened, by name.
+pub(crate) const ALL: [&str; 2] = crate::config::OBSERVERS;
+
+/// Opens the programs of observers, in this order. Nothing is attached yet.
+///
+/// # Errors
+/// Rights are missing, or the kernel can't run any of it.
+pub(crate) fn open(observers: &[&str]) -> Result<Vec<Opened>, EbpfError> {
+    let hierarchy = Hierarchy::detect();
+    let objects: Vec<Object> = observers.iter().map(|name| object(name)).collect();
+    let managers = loader::open(&objects, hierarchy)?;
+    let sources = observers.iter().zip(managers).map(|(name, manager)| {
+        let manager: AyaManager = manager?;
+        match *name {
+            "container" => container::source(manager, hierarchy),
+            _ => network::source(manager),
+        }
+    });
+    Ok(sources.collect())
+}
+
+fn object(name: &str) -> Object {
+    match name {
+        "container" => container::OBJECT,
+        _ => network::OBJECT,
+    }
+}
+
+/// The observers that are enabled, opened and built. One whose programs do
+/// not open is told and left out; the others run.
+///
+/// # Errors
+/// Rights are missing, or none can run.
+pub(crate) fn observers(
+    config: &Config,
+    emitters: &[EmitterHandle],
+) -> Result<Vec<Arc<ObserverRuntime>>, Failed> {
+    let is_enabled = |name: &&str| match *name {
+        "container" => config.observers.container.enabled,
+        _ => config.observers.network.enabled,
+    };
+    let enabled: Vec<&str> = ALL.into_iter().filter(is_enabled).collect();
+    if enabled.is_empty() {
+        return Err(Failed::usage("no observer is enabled, so there is nothing to watch"));
+    }
+    let opened = open(&enabled).map_err(|error| refusal(&error))?;
+    let mut built = Vec::new();
+    for (name, source) in enabled.into_iter().zip(opened) {
+        match source {
+            Ok(source) => built.push(build(name, config, source, emitters)?),
+            Err(error) => {
+                tracing::error!(observer = name, error = %describe(&error), "can't run here");
+            }
+        }
+    }
+    if built.is_empty() {
+        let advice = "no observer can run here; `vahti doctor` tells why";
+        return Err(Failed::failure(advice));
+    }
+    Ok(built)
+}
+
+fn build(
+    name: &str,
+    config: &Config,
+    source: RingSource,
+    emitters: &[EmitterHandle],
+) -> Result<Arc<ObserverRuntime>, Failed> {
+    let boot_id = boot_id();
+    let version = Hierarchy::detect().version;
+    let (builder, settings): (ObserverRuntimeBuilder, _) = match name {
+        "container" => {
+            let normal_exits = config.observers.container.export_normal_exits;
+            let make =
+                move || ContainerProcessor::new(boot_id, version).with_normal_exits(normal_exits);
+            (ObserverRuntime::builder(make), config.observers.container.to_runtime())
+        }
+        _ => {
+            let make = move || NetworkProcessor::new(boot_id, version);
+            (ObserverRuntime::builder(make), config.observers.network.to_runtime())
+        }
+    };
+    let mut builder =
+        builder.config(settings).source(source).drain_deadline(config.limits.drain_deadline.0);
+    if let Some(node) = &config.node_name {
+        builder = builder.node(node);
+    }
+    for emitter in emitters {
+        builder = builder.shared_emitter(emitter);
+    }
+    builder.build().map_err(|error| Failed::failure(describe(&error)))
+}
+
+fn boot_id() -> BootId {
+    let text = std::fs::read_to_string(Path::new(BOOT_ID_PATH)).unwrap_or_default();
+    BootId::parse(&text).unwrap_or_default()
+}
+
+/// Why nothing can run, with the exit code that says so.
+pub(crate) fn refusal(error: &EbpfError) -> Failed {
+    let text = describe(error);
+    if error.is_permission() { Failed::no_permission(text) } else { Failed::failure(text) }
+}
+
+/// An error with all that brought it about, in one line.
+pub(crate) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
