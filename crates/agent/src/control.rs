@@ -103,7 +103,9 @@ impl Drop for Control {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Release);
         // Wakes the thread that accepts; then nobody can find the socket.
-        if UnixStream::connect(&self.path).is_err() {}
+        if let Err(error) = UnixStream::connect(&self.path) {
+            tracing::debug!(%error, "the control socket is gone already");
+        }
         if let Err(error) = fs::remove_file(&self.path) {
             tracing::debug!(%error, "the control socket stays behind");
         }
@@ -167,8 +169,10 @@ fn bind(path: &Path) -> Result<UnixListener, ControlError> {
     let inside = folder.join("s");
     let failed = |error| problem("create the socket", path, error);
     // Left behind by an agent that was killed right here.
-    if fs::remove_dir_all(&folder).is_err() {}
-    DirBuilder::new().mode(0o700).create(&folder).map_err(failed)?;
+    match fs::remove_dir_all(&folder) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+        _ => DirBuilder::new().mode(0o700).create(&folder).map_err(failed)?,
+    }
     let bound = UnixListener::bind(&inside).and_then(|listener| {
         fs::set_permissions(&inside, Permissions::from_mode(0o600))?;
         fs::rename(&inside, path)?;

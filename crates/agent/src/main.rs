@@ -22,9 +22,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
+use vahti_runtime::event::escape_text;
 
 use crate::cli::{Cli, Command, ConfigCommand, SchemaCommand};
-use crate::output::{Failed, Outcome, SUCCESS, USAGE, finish, print};
+use crate::output::{Failed, Outcome, SUCCESS, finish, print};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -51,12 +52,13 @@ fn main() -> ExitCode {
 /// Help and version go to standard output and are a success; anything else is
 /// wrong usage.
 fn refuse(error: &clap::Error) -> ExitCode {
-    let text = error.render().to_string();
-    if error.use_stderr() {
-        eprint!("{text}");
-        return ExitCode::from(USAGE);
+    let mut text = String::new();
+    // It repeats arguments, which may hold anything.
+    for line in error.render().to_string().trim_start_matches("error: ").lines() {
+        text.push_str(&escape_text(line));
+        text.push('\n');
     }
-    finish(print(&text))
+    if error.use_stderr() { finish(Err(Failed::usage(text))) } else { finish(print(&text)) }
 }
 
 fn demo_is_missing(_json: bool) -> Failed {

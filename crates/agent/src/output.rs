@@ -71,5 +71,6 @@ pub(crate) fn finish(outcome: Outcome) -> ExitCode {
 
 fn complain(message: &str) {
     // Nobody is left to tell where standard error is closed.
-    if writeln!(io::stderr(), "vahti: {message}").is_err() {}
+    let text = format!("vahti: {}\n", message.trim_end());
+    drop(io::stderr().write_all(text.as_bytes()));
 }

@@ -33,8 +33,7 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     let supervisor = observers
         .iter()
         .fold(Supervisor::new(emitters.clone(), deadline), |s, o| s.observer(Arc::clone(o)));
-    // Only this thread sets it.
-    if running.set(Running { observers, emitters }).is_err() {}
+    running.get_or_init(|| Running { observers, emitters });
     signals.watch(move || trigger.begin()).map_err(|e| system("watch signals", &e))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()

@@ -1,0 +1,215 @@
+//! The commands as people and scripts see them: the built binary, its output,
+//! its exit code. Nothing here needs rights.
+
+use std::io::Read;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+fn vahti(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_vahti"));
+    command.args(arguments).stdin(Stdio::null());
+    for name in ["CONFIG", "NODE_NAME", "OBSERVERS", "EMIT", "LOG", "SOCKET"] {
+        command.env_remove(format!("VAHTI_{name}"));
+    }
+    command
+}
+
+fn output(arguments: &[&str]) -> Output {
+    vahti(arguments).output().unwrap()
+}
+
+fn stdout(output: &Output) -> &str {
+    std::str::from_utf8(&output.stdout).unwrap()
+}
+
+fn stderr(output: &Output) -> &str {
+    std::str::from_utf8(&output.stderr).unwrap()
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+const COMMANDS: [&[&str]; 11] = [
+    &[],
+    &["run"],
+    &["doctor"],
+    &["demo"],
+    &["config"],
+    &["config", "check"],
+    &["config", "example"],
+    &["config", "schema"],
+    &["schema"],
+    &["ledger"],
+    &["completions"],
+];
+
+#[test]
+fn help_goes_to_stdout_fits_eighty_columns_and_has_examples() {
+    for command in COMMANDS {
+        let help = output(&[command, &["--help"]].concat());
+        assert_eq!(code(&help), 0, "{command:?}");
+        let text = stdout(&help);
+        assert!(text.contains("Examples:\n  vahti "), "{command:?}: {text}");
+        assert!(text.ends_with('\n'));
+        for line in text.lines() {
+            assert!(line.chars().count() <= 80, "{command:?}: {line}");
+        }
+        assert!(help.stderr.is_empty());
+    }
+}
+
+#[test]
+fn wrong_usage_is_told_on_stderr_and_exits_64() {
+    for (arguments, told) in [
+        (&[][..], "requires a subcommand"),
+        (&["rum"], "similar subcommand exists: 'run'"),
+        (&["run", "--colour"], "unexpected argument '--colour'"),
+        (&["run", "--observers", "netwrok"], "must be network or container; did you mean network?"),
+        (&["run", "--emit", "syslog"], "must be stdout, file=PATH or none"),
+        (&["run", "--format", "xml"], "must be text or json"),
+        (&["run", "--log", "loud"], "off, error, warn, info, debug or trace"),
+        (&["config", "check"], "required arguments were not provided"),
+        (&["completions", "basic"], "possible values: bash"),
+    ] {
+        let output = output(arguments);
+        assert_eq!(code(&output), 64, "{arguments:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(told), "{arguments:?}: {}", stderr(&output));
+        assert!(output.stdout.is_empty());
+    }
+}
+
+#[test]
+fn an_argument_smuggles_no_control_character_into_an_error() {
+    let output = output(&["run", "--log", "\u{1b}[2J\u{7}"]);
+    let text = stderr(&output);
+    assert!(!text.chars().any(|c| c.is_control() && c != '\n'), "{text:?}");
+}
+
+#[test]
+fn a_wrong_configuration_is_told_with_file_line_and_column() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("vahti.yaml");
+    std::fs::write(
+        &file,
+        "observers:\n  network:\n    sampling: {default_rate: 1.5}\n  netwrok: {}\n",
+    )
+    .unwrap();
+    let path = file.to_str().unwrap();
+    let expected = format!(
+        "vahti: {path}:3:30: observers.network.sampling.default_rate is 1.5, but must be a \
+         number from 0.0 to 1.0\n\
+         {path}:4:3: observers.netwrok is not a known key; did you mean network?\n"
+    );
+    for arguments in [&["config", "check", path][..], &["run", "--config", path]] {
+        let output = output(arguments);
+        assert_eq!(stderr(&output), expected);
+        assert_eq!(code(&output), 64);
+    }
+    let from_environment = vahti(&["run"]).env("VAHTI_CONFIG", path).output().unwrap();
+    assert_eq!(stderr(&from_environment), expected);
+}
+
+#[test]
+fn the_example_configuration_passes_the_check() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("vahti.yaml");
+    let example = output(&["config", "example"]);
+    std::fs::write(&file, &example.stdout).unwrap();
+    let check = output(&["config", "check", file.to_str().unwrap()]);
+    assert_eq!((code(&check), stdout(&check)), (0, "the configuration is good\n"));
+    assert!(stdout(&example).lines().all(|line| line.chars().count() <= 80));
+}
+
+#[test]
+fn schemas_are_json_and_take_what_they_describe() {
+    let event: serde_json::Value =
+        serde_json::from_str(stdout(&output(&["schema", "event"]))).unwrap();
+    assert_eq!(event["$schema"], "https://json-schema.org/draft/2020-12/schema");
+    let config: serde_json::Value =
+        serde_json::from_str(stdout(&output(&["config", "schema"]))).unwrap();
+    for (schema, good) in [(&event, false), (&config, true)] {
+        let validator = jsonschema::draft202012::new(schema).unwrap();
+        assert_eq!(validator.is_valid(&serde_json::json!({})), good);
+    }
+}
+
+#[test]
+fn completions_know_every_command() {
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = output(&["completions", shell]);
+        assert_eq!(code(&script), 0);
+        for word in ["run", "doctor", "demo", "ledger", "observers"] {
+            assert!(stdout(&script).contains(word), "{shell}: {word}");
+        }
+    }
+}
+
+#[test]
+fn a_reader_that_has_had_enough_is_no_failure() {
+    for arguments in [&["config", "example"][..], &["completions", "bash"], &["--help"]] {
+        let mut child =
+            vahti(arguments).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let mut told = String::new();
+        child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(0), "{arguments:?}");
+        assert_eq!(told, "");
+    }
+}
+
+#[test]
+fn a_full_disk_behind_stdout_is_a_failure() {
+    let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output = vahti(&["config", "example"]).stdout(full).output().unwrap();
+    assert_eq!(code(&output), 1);
+    assert!(stderr(&output).contains("No space left on device"));
+}
+
+#[test]
+fn asking_an_agent_that_does_not_run_says_what_to_do() {
+    let output = output(&["ledger", "--socket", "/nonexistent/vahti.sock"]);
+    assert_eq!(code(&output), 1);
+    assert_eq!(
+        stderr(&output),
+        "vahti: no agent answers at /nonexistent/vahti.sock: start one with `vahti run`, or name \
+         its socket with --socket\n"
+    );
+}
+
+#[test]
+fn an_emitter_that_cannot_start_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("s");
+    let target = Path::new("/nonexistent/folder/events.jsonl");
+    let emit = format!("file={}", target.display());
+    let run = ["run", "--emit", &emit, "--socket", socket.to_str().unwrap()];
+    let output = output(&run);
+    assert_eq!(code(&output), 1);
+    let told = stderr(&output);
+    assert!(told.contains("emitter file can't be started: cannot open"), "{told}");
+    assert!(told.contains("create it, or set another path"), "{told}");
+}
+
+#[test]
+fn without_rights_one_message_names_the_missing_capability_and_the_exit_code_is_77() {
+    // SAFETY: has no preconditions.
+    if unsafe { libc::geteuid() } != 0 {
+        let output = output(&["run"]);
+        assert_eq!(code(&output), 77);
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("s");
+    let mut command = Command::new("setpriv");
+    command.args(["--bounding-set", "-all", "--inh-caps", "-all", "--ambient-caps", "-all"]);
+    command.arg(env!("CARGO_BIN_EXE_vahti"));
+    command.args(["run", "--log", "error", "--socket"]).arg(&socket);
+    let Ok(output) = command.output() else {
+        eprintln!("not run: setpriv is not installed");
+        return;
+    };
+    assert_eq!(output.status.code(), Some(77), "{}", stderr(&output));
+    assert_eq!(stderr(&output).lines().count(), 1, "{}", stderr(&output));
+    assert!(stderr(&output).contains("CAP_BPF"), "{}", stderr(&output));
+}

@@ -1,0 +1,185 @@
+//! The agent as it runs, on this machine's kernel: starting, answering,
+//! stopping. Needs the rights to load programs; says so where they are missing.
+
+use std::io::{BufRead, BufReader, Read};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+const BINARY: &str = env!("CARGO_BIN_EXE_vahti");
+
+struct Agent {
+    child: Child,
+    folder: tempfile::TempDir,
+}
+
+impl Agent {
+    /// Starts one and waits until it watches; `None`, having said why, where
+    /// the rights are missing.
+    fn start(arguments: &[&str], stdout: Stdio) -> Option<Self> {
+        let folder = tempfile::tempdir().unwrap();
+        let child = Command::new(BINARY)
+            .arg("run")
+            .args(arguments)
+            .arg("--socket")
+            .arg(folder.path().join("s"))
+            .env_remove("VAHTI_CONFIG")
+            .stdin(Stdio::null())
+            .stdout(stdout)
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut agent = Agent { child, folder };
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = agent.child.try_wait().unwrap() {
+                let mut told = String::new();
+                agent.child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+                assert_eq!(status.code(), Some(77), "{told}");
+                eprintln!("not run: {told}");
+                return None;
+            }
+            // It watches once every probe was proven: each has made a record.
+            let ledger = agent.ledger();
+            let observers = ledger["observers"].as_array().cloned().unwrap_or_default();
+            let proven = |o: &serde_json::Value| o["records"]["received"].as_u64() > Some(1);
+            if !observers.is_empty() && observers.iter().all(proven) {
+                return Some(agent);
+            }
+            assert!(begun.elapsed() < Duration::from_secs(10), "it does not watch: {ledger}");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn socket(&self) -> String {
+        self.folder.path().join("s").to_str().unwrap().to_owned()
+    }
+
+    fn ledger(&self) -> serde_json::Value {
+        let output = Command::new(BINARY)
+            .args(["ledger", "--json", "--socket", &self.socket()])
+            .output()
+            .unwrap();
+        serde_json::from_slice(&output.stdout).unwrap_or_default()
+    }
+
+    fn signal(&self, signal: i32) {
+        let pid = i32::try_from(self.child.id()).unwrap();
+        // SAFETY: signals our own child, which was not waited for yet.
+        assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
+    }
+
+    fn ends_within(&mut self, limit: Duration) -> ExitStatus {
+        let begun = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(begun.elapsed() < limit, "it goes on");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Has a connection refused; returns the port.
+fn refuse() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    drop(listener);
+    assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+    port
+}
+
+/// The line about the connection to this port.
+fn line_about(lines: &mut BufReader<ChildStdout>, port: u16) -> serde_json::Value {
+    loop {
+        let mut line = String::new();
+        assert_ne!(lines.read_line(&mut line).unwrap(), 0, "it ended");
+        let event: serde_json::Value = serde_json::from_str(&line).unwrap();
+        if event["network"]["peer"]["port"] == port {
+            return event;
+        }
+    }
+}
+
+#[test]
+fn a_refused_connection_is_told_and_the_ledger_adds_up() {
+    let Some(mut agent) = Agent::start(&["--observers", "network"], Stdio::piped()) else { return };
+    let mut lines = BufReader::new(agent.child.stdout.take().unwrap());
+    let port = refuse();
+    let event = line_about(&mut lines, port);
+    assert_eq!(event["subtype"], "connection_refused");
+    assert_eq!(event["process"]["pid"], std::process::id());
+    let ledger = agent.ledger();
+    let observer = &ledger["observers"][0];
+    for line in ["kernel", "ring", "records", "events"] {
+        assert_eq!(observer[line]["difference"], 0, "{line}: {ledger}");
+    }
+    assert_eq!(observer["lanes"][0]["difference"], 0, "{ledger}");
+    agent.signal(libc::SIGTERM);
+    assert_eq!(agent.ends_within(Duration::from_secs(5)).code(), Some(0));
+}
+
+#[test]
+fn hanging_up_does_not_kill_and_interrupting_drains() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("e");
+    let emit = format!("file={}", path.display());
+    let arguments = ["--observers", "network", "--emit", &emit];
+    let Some(mut agent) = Agent::start(&arguments, Stdio::null()) else { return };
+    agent.signal(libc::SIGHUP);
+    let port = refuse();
+    agent.signal(libc::SIGINT);
+    assert_eq!(agent.ends_within(Duration::from_secs(5)).code(), Some(0));
+    let text = std::fs::read_to_string(&path).unwrap();
+    assert!(text.contains(&format!("\"port\":{port}")), "what was accepted is delivered: {text}");
+    assert!(!Path::new(&agent.socket()).exists(), "its socket is gone");
+}
+
+#[test]
+fn a_reader_that_goes_away_ends_the_agent_without_failure() {
+    let Some(mut agent) = Agent::start(&["--observers", "network"], Stdio::piped()) else { return };
+    drop(agent.child.stdout.take());
+    refuse();
+    assert_eq!(agent.ends_within(Duration::from_secs(5)).code(), Some(0));
+}
+
+#[test]
+fn a_reader_that_stalls_stops_neither_the_shutdown_nor_a_second_signal() {
+    let config = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(config.path(), "limits: {drain_deadline: 30s}\n").unwrap();
+    let arguments = ["--observers", "network", "--config", config.path().to_str().unwrap()];
+    let Some(mut agent) = Agent::start(&arguments, Stdio::piped()) else { return };
+    // Each to a port of its own, so that nothing is folded: more than a pipe
+    // holds.
+    for _ in 0..300 {
+        refuse();
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    agent.signal(libc::SIGTERM);
+    std::thread::sleep(Duration::from_millis(300));
+    assert!(agent.child.try_wait().unwrap().is_none(), "it waits for its reader");
+    agent.signal(libc::SIGTERM);
+    assert_eq!(agent.ends_within(Duration::from_secs(2)).code(), Some(143));
+}
+
+#[test]
+fn a_second_agent_on_the_same_socket_is_refused_by_name() {
+    let Some(agent) = Agent::start(&["--observers", "network"], Stdio::null()) else { return };
+    let second = Command::new(BINARY)
+        .args(["run", "--log", "off", "--socket", &agent.socket()])
+        .output()
+        .unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    let told = String::from_utf8(second.stderr).unwrap();
+    let expected = format!("another vahti runs already (pid {})", agent.child.id());
+    assert!(told.contains(&expected), "{told}");
+}
