@@ -22,10 +22,16 @@ use vahti_runtime::units::ByteSize;
 
 const ROUNDS: usize = 7;
 
+/// `cargo bench -p vahti-runtime -- queue` runs one part; no word runs all.
 fn main() {
-    queues();
-    samplers();
-    pipelines();
+    let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let parts: [(&str, fn()); 3] =
+        [("queue", queues), ("sampler", samplers), ("pipeline", pipelines)];
+    for (name, part) in parts {
+        if words.is_empty() || words.iter().any(|word| name.contains(word)) {
+            part();
+        }
+    }
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -114,8 +120,11 @@ fn samplers() {
             rate: 0.5,
             keep_all: false,
         };
-        let config =
-            SamplingConfig { enabled: true, default_rate: 0.1, rules: (0..rules).map(rule).collect() };
+        let config = SamplingConfig {
+            enabled: true,
+            default_rate: 0.1,
+            rules: (0..rules).map(rule).collect(),
+        };
         let sampler = Sampler::new(&config);
         let traces: Vec<TraceId> = (0..1024u32)
             .map(|n| TraceId::from_hash(identity_hash("bench", &[&n.to_le_bytes()])))
@@ -135,7 +144,8 @@ fn samplers() {
     }
 }
 
-static NOTHING: EventKind = EventKind::custom("bench.nothing", "bench", "nothing", Priority::Normal);
+static NOTHING: EventKind =
+    EventKind::custom("bench.nothing", "bench", "nothing", Priority::Normal);
 
 /// Makes an event of every record, about one of 1,000 entities.
 struct NoOp {
@@ -268,6 +278,7 @@ fn pin(core: Option<usize>) {
 }
 
 fn pipelines() {
+    println!("an event takes {} bytes", size_of::<Event>());
     println!(
         "bytes -> no-op processor -> causality -> sampler -> lane -> no-op emitter, \
          nothing lost (M events/s, median of {ROUNDS})"

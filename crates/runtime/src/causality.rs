@@ -145,23 +145,23 @@ impl State {
         }
     }
 
-    /// Sets the event's parent from its cause where it has none, and remembers
-    /// the event. An event that adopts a parent joins the parent's trace, so
-    /// that the chain is one trace.
-    #[inline]
-    pub(crate) fn observe(&mut self, event: &mut Event) {
-        let Some(span_id) = event.span_id else { return };
+    /// Sets the event's parent from its cause where it has none. An event that
+    /// adopts a parent joins the parent's trace, so that the chain is one trace.
+    pub(crate) fn adopt(&mut self, event: &mut Event) {
         if event.parent_span_id.is_none()
             && let Some(cause) = event.cause
             && let Some(caused_by) = self.latest.get(&cause).copied()
-            && caused_by.span_id != span_id
+            && Some(caused_by.span_id) != event.span_id
         {
             event.parent_span_id = Some(caused_by.span_id);
             event.trace_id = caused_by.trace_id;
         }
-        if event.parent_span_id == event.span_id {
-            event.parent_span_id = None;
-        }
+    }
+
+    /// Remembers an event's span and its parent.
+    #[inline]
+    pub(crate) fn remember(&mut self, event: &Event) {
+        let Some(span_id) = event.span_id else { return };
         if let Some(entity) = event.entity {
             self.latest.put(entity, TrackedSpan { trace_id: event.trace_id, span_id });
         }

@@ -20,6 +20,7 @@ use crate::event::Priority;
 use crate::lane::Lane;
 use crate::ledger::LaneLine;
 use crate::panic::{Panicked, contain};
+use crate::pool::EventPool;
 use crate::queue::QueueConfig;
 
 /// Makes an emitter: one at the start, a fresh one after a panic.
@@ -146,13 +147,18 @@ impl EmitterHandle {
     }
 
     /// Adds an observer's lane.
-    pub(crate) fn add_lane(&self, observer: &str, backpressure: &BackpressureConfig) -> Arc<Lane> {
+    pub(crate) fn add_lane(
+        &self,
+        observer: &str,
+        backpressure: &BackpressureConfig,
+        pool: &Arc<EventPool>,
+    ) -> Arc<Lane> {
         let config = QueueConfig {
             capacity: backpressure.queue_size,
             max_bytes: backpressure.max_bytes.as_usize(),
             policy: backpressure.drop_policy,
         };
-        let lane = Arc::new(Lane::new(observer, &self.shared.name, config));
+        let lane = Arc::new(Lane::new(observer, &self.shared.name, config, Arc::clone(pool)));
         self.shared.lock_lanes().push(Arc::clone(&lane));
         self.shared.lanes_version.fetch_add(1, Ordering::Release);
         lane

@@ -221,6 +221,15 @@ impl Event {
         }
     }
 
+    /// Drops all that it owns or shares, so that its memory can be used again.
+    pub(crate) fn let_go(&mut self) {
+        self.links = Vec::new();
+        self.error = None;
+        self.cgroup = None;
+        self.container = None;
+        self.data = EventData::None;
+    }
+
     /// What it costs in memory, in bytes: itself and what it alone owns.
     /// Cgroup and container are shared and counted where they are cached.
     #[must_use]

@@ -43,16 +43,6 @@ impl Hasher for Identity {
     }
 }
 
-/// What a folder did with an event.
-#[derive(Debug)]
-#[allow(clippy::large_enum_variant)] // An event passes by value, as everywhere.
-pub(crate) enum Folded {
-    /// It goes on as it is.
-    Passes(Event),
-    /// It is part of an open summary.
-    Absorbed,
-}
-
 /// Folds the events of one observer.
 #[derive(Debug)]
 pub(crate) struct Folder {
@@ -87,38 +77,37 @@ impl Folder {
         self.ends.front().map(|(end, _)| *end)
     }
 
-    /// Offers an event that happened at this time on the boot clock. A summary
-    /// that begins with it gets its id, and the hash of its span, from
-    /// `summary_id`.
+    /// Offers an event that happened at this time on the boot clock; `true` if
+    /// it is part of a summary now and does not go on by itself. A summary that
+    /// begins with it gets its id, and the hash of its span, from `summary_id`.
     #[inline]
     pub(crate) fn offer(
         &mut self,
-        event: Event,
+        event: &Event,
         boot_ns: u64,
-        summary_id: impl FnOnce(&Event) -> (EventId, u128),
-    ) -> Folded {
+        summary_id: impl FnOnce() -> (EventId, u128),
+    ) -> bool {
         self.now_ns = self.now_ns.max(boot_ns);
         if !event.kind.folds() {
-            return Folded::Passes(event);
+            return false;
         }
-        let key = key_of(&event);
+        let key = key_of(event);
         if let Some(summary) = self.open.get_mut(&key) {
             self.folding.occurrences += event.count;
             match summary {
-                Some(summary) => absorb(summary, &event),
+                Some(summary) => absorb(summary, event),
                 None => {
                     self.folding.envelopes += 1;
-                    let identity = summary_id(&event);
-                    *summary = Some(Box::new(first_of(event, identity)));
+                    *summary = Some(Box::new(first_of(event.clone(), summary_id())));
                 }
             }
-            return Folded::Absorbed;
+            return true;
         }
         if self.open.len() < self.limits.max_keys {
             self.open.insert(key, None);
             self.ends.push_back((self.now_ns + self.limits.window_ns, key));
         }
-        Folded::Passes(event)
+        false
     }
 
     /// Ends the windows that are over at this time on the boot clock, and

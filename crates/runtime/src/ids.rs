@@ -34,8 +34,9 @@ pub fn identity_hash(kind: &str, fields: &[&[u8]]) -> u128 {
     buffer.hash()
 }
 
-/// Collects length-prefixed fields on the stack; spills to the heap only for
+/// Collects length-prefixed fields in place; spills to the heap only for
 /// identities longer than any that the kernel hands out.
+#[derive(Debug, Clone)]
 struct FieldBuffer {
     inline: [u8; 192],
     len: usize,
@@ -47,6 +48,7 @@ impl FieldBuffer {
         Self { inline: [0; 192], len: 0, spill: Vec::new() }
     }
 
+    #[inline]
     fn push(&mut self, field: &[u8]) {
         // A field longer than u32::MAX bytes cannot come from any source here;
         // saturating keeps the prefix well defined all the same.
@@ -55,6 +57,7 @@ impl FieldBuffer {
         self.append(field);
     }
 
+    #[inline]
     fn append(&mut self, bytes: &[u8]) {
         let end = self.len + bytes.len();
         match self.inline.get_mut(self.len..end) {
@@ -67,6 +70,23 @@ impl FieldBuffer {
                     self.spill.extend_from_slice(&self.inline[..self.len]);
                 }
                 self.spill.extend_from_slice(bytes);
+            }
+        }
+    }
+
+    /// The hash with 40 more bytes behind what is there.
+    #[inline]
+    fn hash_with(&self, tail: &[u8; 40]) -> u128 {
+        let mut buffer = self.inline;
+        match buffer.get_mut(self.len..self.len + tail.len()) {
+            Some(room) if self.spill.is_empty() => {
+                room.copy_from_slice(tail);
+                xxh3_128(&buffer[..self.len + tail.len()])
+            }
+            _ => {
+                let mut longer = self.clone();
+                longer.append(tail);
+                longer.hash()
             }
         }
     }
@@ -201,13 +221,9 @@ impl BootId {
     }
 }
 
-/// Where a record came from; with the event's time it makes the event's id.
-#[derive(Debug, Clone, Copy)]
-pub struct RecordOrigin<'a> {
-    /// Which boot of which machine.
-    pub boot_id: &'a BootId,
-    /// The observer's name.
-    pub observer: &'a str,
+/// Which record an event was made of; with the event's time it makes the id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RecordPosition {
     /// The CPU that wrote the record; 0 where there is none.
     pub cpu: u32,
     /// The record's boot clock, in nanoseconds.
@@ -219,6 +235,48 @@ pub struct RecordOrigin<'a> {
     pub ordinal: u32,
 }
 
+/// Derives the ids of one observer's events.
+///
+/// The hash is [`identity_hash`]`("event", [boot id, observer, cpu, boot_ns,
+/// seq, ordinal])`, numbers in little-endian; what does not change from event
+/// to event is laid out once.
+#[derive(Debug, Clone)]
+pub struct EventIds {
+    fields: FieldBuffer,
+}
+
+impl EventIds {
+    /// For events of this observer on this boot of a machine.
+    #[must_use]
+    pub fn new(boot_id: &BootId, observer: &str) -> Self {
+        let mut fields = FieldBuffer::new();
+        for field in [SCHEME, b"event", &boot_id.0, observer.as_bytes()] {
+            fields.push(field);
+        }
+        EventIds { fields }
+    }
+
+    /// The id of an event, and the hash that its own span and trace are taken
+    /// from where it has no better identity.
+    #[inline]
+    #[must_use]
+    pub fn derive(&self, wall_ns: u64, position: &RecordPosition) -> (EventId, u128) {
+        // Four fixed fields, each behind its length.
+        let mut tail = [0u8; 40];
+        tail[0] = 4;
+        tail[4..8].copy_from_slice(&position.cpu.to_le_bytes());
+        tail[8] = 8;
+        tail[12..20].copy_from_slice(&position.boot_ns.to_le_bytes());
+        tail[20] = 8;
+        tail[24..32].copy_from_slice(&position.seq.to_le_bytes());
+        tail[32] = 4;
+        tail[36..40].copy_from_slice(&position.ordinal.to_le_bytes());
+        let hash = self.fields.hash_with(&tail);
+        let millis = u128::from(wall_ns / 1_000_000) & ((1 << 48) - 1);
+        (EventId((millis << 80) | (hash >> 48)), hash)
+    }
+}
+
 /// A ULID: 48 bits of milliseconds since 1970, then 80 bits of entropy.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventId(pub u128);
@@ -226,25 +284,6 @@ pub struct EventId(pub u128);
 impl EventId {
     /// "Not set": the pipeline derives it.
     pub const UNSET: EventId = EventId(0);
-
-    /// Derives an event's id, and the hash that its own span id is taken from
-    /// where the event has no better identity.
-    #[must_use]
-    pub fn derive(wall_ns: u64, origin: &RecordOrigin<'_>) -> (EventId, u128) {
-        let hash = identity_hash(
-            "event",
-            &[
-                &origin.boot_id.0,
-                origin.observer.as_bytes(),
-                &origin.cpu.to_le_bytes(),
-                &origin.boot_ns.to_le_bytes(),
-                &origin.seq.to_le_bytes(),
-                &origin.ordinal.to_le_bytes(),
-            ],
-        );
-        let millis = u128::from(wall_ns / 1_000_000) & ((1 << 48) - 1);
-        (EventId((millis << 80) | (hash >> 48)), hash)
-    }
 }
 
 /// Crockford's base 32, as ULIDs are written.

@@ -8,7 +8,8 @@ use tokio::sync::Notify;
 
 use crate::event::{Event, Priority};
 use crate::ledger::{DropReason, LaneCounts, LaneLine, Tally};
-use crate::queue::{QueueConfig, QueueCore};
+use crate::pool::EventPool;
+use crate::queue::{QueueConfig, QueueCore, QueueDrop};
 use crate::sync::{Mutex, lock};
 
 /// The queue between one observer and one emitter.
@@ -19,11 +20,14 @@ pub(crate) struct Lane {
     inner: Mutex<Inner>,
     /// Told when the lane is closed and nothing of it is left.
     settled: Notify,
+    /// Where the memory of delivered events goes.
+    pub(crate) pool: StdArc<EventPool>,
 }
 
 #[derive(Debug)]
 struct Inner {
-    queue: QueueCore<StdArc<Event>>,
+    /// Each event with its count, so that accounting for it does not touch it.
+    queue: QueueCore<(StdArc<Event>, u64)>,
     counts: LaneCounts,
     state: State,
     /// Goes up when what is in flight is given up, so that the worker's late
@@ -55,7 +59,12 @@ pub(crate) struct Fill {
 }
 
 impl Lane {
-    pub(crate) fn new(observer: &str, emitter: &str, config: QueueConfig) -> Self {
+    pub(crate) fn new(
+        observer: &str,
+        emitter: &str,
+        config: QueueConfig,
+        pool: StdArc<EventPool>,
+    ) -> Self {
         Lane {
             observer: observer.to_owned(),
             emitter: emitter.to_owned(),
@@ -66,6 +75,7 @@ impl Lane {
                 epoch: 0,
             }),
             settled: Notify::new(),
+            pool,
         }
     }
 
@@ -87,17 +97,16 @@ impl Lane {
                 given_up.push(event);
                 continue;
             }
-            let bytes = event.size_bytes();
-            let refused =
-                queue.push(event, priority, bytes, &mut |victim: StdArc<Event>, priority, why| {
-                    counts.queued -= Tally::one(victim.count);
-                    counts.drop_one(why.into(), priority, victim.count);
-                    given_up.push(victim);
-                });
-            match refused {
+            let (bytes, count) = (event.size_bytes(), event.count);
+            let mut give_up = |(victim, count), priority, why: QueueDrop| {
+                counts.queued -= Tally::one(count);
+                counts.drop_one(why.into(), priority, count);
+                given_up.push(victim);
+            };
+            match queue.push((event, count), priority, bytes, &mut give_up) {
                 None => counts.queued += tally,
-                Some((victim, why)) => {
-                    counts.drop_one(why.into(), priority, victim.count);
+                Some(((victim, count), why)) => {
+                    counts.drop_one(why.into(), priority, count);
                     given_up.push(victim);
                 }
             }
@@ -113,13 +122,14 @@ impl Lane {
         into: &mut Vec<StdArc<Event>>,
     ) -> u64 {
         let mut inner = lock(&self.inner);
+        let mut taken = Tally::default();
         for _ in 0..limit {
-            let Some(event) = inner.queue.pop(priority) else { break };
-            let tally = Tally::one(event.count);
-            inner.counts.queued -= tally;
-            inner.counts.in_flight[priority as usize] += tally;
+            let Some((event, count)) = inner.queue.pop(priority) else { break };
+            taken += Tally::one(count);
             into.push(event);
         }
+        inner.counts.queued -= taken;
+        inner.counts.in_flight[priority as usize] += taken;
         inner.epoch
     }
 
@@ -188,9 +198,9 @@ impl Lane {
         inner.state = State::Closed;
         inner.epoch += 1;
         for priority in Priority::ALL {
-            while let Some(event) = inner.queue.pop(priority) {
-                inner.counts.queued -= Tally::one(event.count);
-                inner.counts.drop_one(DropReason::Deadline, priority, event.count);
+            while let Some((event, count)) = inner.queue.pop(priority) {
+                inner.counts.queued -= Tally::one(count);
+                inner.counts.drop_one(DropReason::Deadline, priority, count);
                 given_up.push(event);
             }
         }

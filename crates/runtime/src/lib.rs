@@ -27,4 +27,5 @@ mod doorbell;
 mod fold;
 mod lane;
 mod pipeline;
+mod pool;
 mod sync;

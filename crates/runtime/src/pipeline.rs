@@ -8,38 +8,40 @@ use crate::causality::CausalityTracker;
 use crate::clock::ClockPair;
 use crate::doorbell::Doorbell;
 use crate::event::{Event, EventKind, Origin, Outcome, Severity};
-use crate::fold::{Folded, Folder};
-use crate::ids::{BootId, EventId, RecordOrigin, SpanId, TraceId};
+use crate::fold::Folder;
+use crate::ids::{EventIds, RecordPosition, SpanId, TraceId};
 use crate::lane::Lane;
 use crate::ledger::{FailReason, ObserverCounts, Tally, add};
 use crate::metrics::{MetricKind, Registry};
 use crate::panic::{Panicked, contain};
+use crate::pool::{EventPool, share};
 use crate::processor::{EventProcessor, Output, ProcessError, RawRecord};
 use crate::sampler::Sampler;
 
 /// Marks the ordinal of a summary's id.
 const SUMMARY: u32 = 1 << 31;
 
+/// Spare events taken for a batch: as many as sources read at once.
+const SPARE: usize = 256;
+
 /// The stages of one observer, behind its processor.
 #[derive(Debug)]
 pub(crate) struct Pipeline {
     pub(crate) origin: &'static Origin,
-    pub(crate) boot_id: BootId,
+    pub(crate) ids: EventIds,
     pub(crate) sampler: Sampler,
     pub(crate) causality: CausalityTracker,
     pub(crate) folder: Mutex<Folder>,
     pub(crate) lanes: Vec<(Arc<Lane>, Arc<Doorbell>)>,
+    pub(crate) pool: Arc<EventPool>,
     pub(crate) counts: ObserverCounts,
     pub(crate) metrics: Registry,
 }
 
 /// An event that the processor made, and which record it comes from.
 struct Made {
-    event: Event,
-    boot_ns: u64,
-    seq: u64,
-    cpu: u32,
-    ordinal: u32,
+    event: Arc<Event>,
+    position: RecordPosition,
 }
 
 /// Memory that is used again from batch to batch.
@@ -48,6 +50,7 @@ pub(crate) struct Scratch {
     made: Vec<Made>,
     routed: Vec<Arc<Event>>,
     given_up: Vec<Arc<Event>>,
+    spare: Vec<Arc<Event>>,
 }
 
 /// Why a processor can't go on.
@@ -85,20 +88,23 @@ impl Pipeline {
         scratch: &mut Scratch,
     ) -> Processed {
         let mut done = Processed::default();
-        let made = &mut scratch.made;
+        let observed_ns = ClockPair::now().wall_ns;
+        let Scratch { made, spare, .. } = scratch;
+        self.pool.take(SPARE, spare);
         let result = contain(&self.origin.source, || {
             for (index, record) in records.enumerate() {
                 at.store(index, Ordering::Relaxed);
                 match processor.process(record) {
                     Ok(Output::One(event)) => {
-                        made.push(Made::new(event, &record, 0));
+                        made.push(self.make(event, &record, 0, observed_ns, spare));
                         done.processed += 1;
                     }
                     Ok(Output::Nothing) => done.ignored += 1,
                     Ok(Output::Several(events)) if events.is_empty() => done.ignored += 1,
                     Ok(Output::Several(events)) => {
-                        let events = events.into_iter().zip(0u32..);
-                        made.extend(events.map(|(e, n)| Made::new(e, &record, n & !SUMMARY)));
+                        for (event, ordinal) in events.into_iter().zip(0..SUMMARY) {
+                            made.push(self.make(event, &record, ordinal, observed_ns, spare));
+                        }
                         done.processed += 1;
                     }
                     Err(ProcessError::Malformed { .. }) => done.malformed += 1,
@@ -136,36 +142,85 @@ impl Pipeline {
         add(&self.counts.failed[reason as usize], records);
     }
 
+    /// Stamps what the processor left open, and makes the event one that can be
+    /// shared.
+    #[inline]
+    fn make(
+        &self,
+        mut event: Event,
+        record: &RawRecord<'_>,
+        ordinal: u32,
+        observed_ns: u64,
+        spare: &mut Vec<Arc<Event>>,
+    ) -> Made {
+        let RawRecord { boot_ns, cpu, seq, .. } = *record;
+        let position = RecordPosition { cpu, boot_ns, seq, ordinal };
+        if event.time_ns == 0 {
+            event.time_ns = record.wall_ns;
+        }
+        let (id, hash) = self.ids.derive(event.time_ns, &position);
+        event.id = id;
+        event.origin = self.origin;
+        event.observed_ns = observed_ns;
+        // Every event stands for at least one occurrence.
+        event.count = event.count.max(1);
+        event.span_id.get_or_insert(SpanId::from_hash(hash));
+        if !event.trace_id.is_set() {
+            event.trace_id = TraceId::from_hash(hash);
+        }
+        if event.parent_span_id == event.span_id {
+            event.parent_span_id = None;
+        }
+        if event.cause.is_none() {
+            // With a cause, the trace is known only when its parent is.
+            self.sample(&mut event);
+        }
+        Made { event: share(event, spare), position }
+    }
+
+    /// Decides whether the event is kept; one that is not weighs nothing.
+    #[inline]
+    fn sample(&self, event: &mut Event) {
+        match self.sampler.decide(event.kind, event.severity, event.trace_id) {
+            Some(kept) => {
+                event.sampling_threshold = kept.threshold;
+                event.weight = kept.weight;
+            }
+            None => event.weight = 0.0,
+        }
+    }
+
     /// Causality, sampling and folding under one lock a batch; then the lanes.
     fn route(&self, scratch: &mut Scratch) {
-        let observed_ns = ClockPair::now().wall_ns;
         let (mut produced, mut sampled_out, mut routed) =
             (Tally::default(), Tally::default(), Tally::default());
         let mut kinds = KindCounter::new(self);
         let Scratch { made, routed: out, .. } = scratch;
         let mut causality = self.causality.lock();
         let mut folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner);
-        for mut made in made.drain(..) {
-            let count = made.event.count;
-            produced += Tally::one(count);
-            kinds.count(&made.event);
-            self.identify(&mut made);
-            made.event.observed_ns = observed_ns;
-            causality.observe(&mut made.event);
-            let event = &made.event;
-            let Some(kept) = self.sampler.decide(event.kind, event.severity, event.trace_id) else {
-                sampled_out += Tally::one(count);
+        for Made { mut event, position } in made.drain(..) {
+            let tally = Tally::one(event.count);
+            produced += tally;
+            kinds.count(&event);
+            if event.cause.is_some()
+                && let Some(event) = Arc::get_mut(&mut event)
+            {
+                causality.adopt(event);
+                self.sample(event);
+            }
+            causality.remember(&event);
+            if event.weight == 0.0 {
+                sampled_out += tally;
                 continue;
+            }
+            folder.advance(position.boot_ns, &mut |summary| {
+                emit(Arc::new(summary), &mut routed, out);
+            });
+            let summary_id = || {
+                let position = RecordPosition { ordinal: position.ordinal | SUMMARY, ..position };
+                self.ids.derive(event.time_ns, &position)
             };
-            made.event.sampling_threshold = kept.threshold;
-            made.event.weight = kept.weight;
-            folder.advance(made.boot_ns, &mut |summary| emit(summary, &mut routed, out));
-            let Made { event, boot_ns, seq, cpu, ordinal } = made;
-            let summary_id = |event: &Event| {
-                let ordinal = ordinal | SUMMARY;
-                EventId::derive(event.time_ns, &self.record_origin(boot_ns, seq, cpu, ordinal))
-            };
-            if let Folded::Passes(event) = folder.offer(event, boot_ns, summary_id) {
+            if !folder.offer(&event, position.boot_ns, summary_id) {
                 emit(event, &mut routed, out);
             }
         }
@@ -187,7 +242,7 @@ impl Pipeline {
         let mut folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner);
         let mut take = |mut summary: Event| {
             summary.observed_ns = observed_ns;
-            emit(summary, &mut routed, out);
+            emit(Arc::new(summary), &mut routed, out);
         };
         match boot_ns {
             Some(boot_ns) => folder.advance(boot_ns, &mut take),
@@ -219,42 +274,12 @@ impl Pipeline {
         out.clear();
         given_up.clear();
     }
-
-    fn record_origin(&self, boot_ns: u64, seq: u64, cpu: u32, ordinal: u32) -> RecordOrigin<'_> {
-        let observer = &self.origin.source;
-        RecordOrigin { boot_id: &self.boot_id, observer, cpu, boot_ns, seq, ordinal }
-    }
-
-    /// Stamps what the processor left open.
-    #[inline]
-    fn identify(&self, made: &mut Made) {
-        let origin = self.record_origin(made.boot_ns, made.seq, made.cpu, made.ordinal);
-        let (id, hash) = EventId::derive(made.event.time_ns, &origin);
-        let event = &mut made.event;
-        event.id = id;
-        event.origin = self.origin;
-        event.span_id.get_or_insert(SpanId::from_hash(hash));
-        if !event.trace_id.is_set() {
-            event.trace_id = TraceId::from_hash(hash);
-        }
-    }
 }
 
-fn emit(event: Event, routed: &mut Tally, out: &mut Vec<Arc<Event>>) {
+#[inline]
+fn emit(event: Arc<Event>, routed: &mut Tally, out: &mut Vec<Arc<Event>>) {
     *routed += Tally::one(event.count);
-    out.push(Arc::new(event));
-}
-
-impl Made {
-    #[inline]
-    fn new(mut event: Event, record: &RawRecord<'_>, ordinal: u32) -> Self {
-        if event.time_ns == 0 {
-            event.time_ns = record.wall_ns;
-        }
-        // Every event stands for at least one occurrence.
-        event.count = event.count.max(1);
-        Made { event, boot_ns: record.boot_ns, seq: record.seq, cpu: record.cpu, ordinal }
-    }
+    out.push(event);
 }
 
 /// Counts events by kind, severity and outcome, before sampling. Runs of equal

@@ -41,8 +41,7 @@ struct Pair {
 
 fn pair(policy: FailurePolicy) -> Pair {
     let (make, captured) = CapturingEmitter::new("capture");
-    let emitter =
-        EmitterHandle::start(move || Box::new(make()), EmitterConfig::default()).unwrap();
+    let emitter = EmitterHandle::start(move || Box::new(make()), EmitterConfig::default()).unwrap();
     let handles = Handles::default();
     let (good_source, good_feed) = FakeSource::new();
     let (bad_source, bad_feed) = FakeSource::new();
@@ -296,8 +295,10 @@ async fn an_emitter_that_stalls_is_left_behind_at_the_deadline_and_counted() {
 async fn running_twice_and_processing_outside_of_a_run_are_errors() {
     let (source, feed) = FakeSource::new();
     feed.end();
-    let observer =
-        ObserverRuntime::builder(Handles::default().factory("once")).source(source).build().unwrap();
+    let observer = ObserverRuntime::builder(Handles::default().factory("once"))
+        .source(source)
+        .build()
+        .unwrap();
     let record = vahti_runtime::testing::record(b"x");
     assert!(observer.process_event(record).unwrap_err().to_string().contains("not running"));
     let (_trigger, shutdown) = channel();

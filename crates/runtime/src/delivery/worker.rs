@@ -27,6 +27,8 @@ pub(super) struct Worker {
     /// Which lane is served first next time.
     turn: usize,
     batch: Batch,
+    /// Memory on its way back to the observers.
+    spare: Vec<Arc<Event>>,
     jitter: Jitter,
     over: watch::Receiver<bool>,
 }
@@ -35,13 +37,10 @@ pub(super) struct Worker {
 #[derive(Default)]
 struct Batch {
     events: Vec<Arc<Event>>,
-    /// Lane and its epoch, for each event.
-    from: Vec<(u32, u64)>,
-}
-
-/// What became of a call.
-struct Answer {
-    outcome: EmitOutcome,
+    /// The lane of each event.
+    from: Vec<u32>,
+    /// What each lane's events are settled with.
+    epochs: Vec<u64>,
 }
 
 impl Worker {
@@ -68,6 +67,7 @@ impl Worker {
             lanes_version: 0,
             turn: 0,
             batch: Batch::default(),
+            spare: Vec::new(),
             jitter,
             over,
         })
@@ -133,8 +133,10 @@ impl Worker {
 
     /// Round-robin between observers, critical first.
     fn gather(&mut self) {
-        let Batch { events, from } = &mut self.batch;
+        let Batch { events, from, epochs } = &mut self.batch;
         let lanes = self.lanes.len();
+        epochs.clear();
+        epochs.resize(lanes, 0);
         for priority in Priority::ALL {
             for offset in 0..lanes {
                 let room = self.max_batch - events.len();
@@ -148,7 +150,11 @@ impl Worker {
                 let before = events.len();
                 let epoch = self.lanes[index].take(priority, share, events);
                 let taken = events.len() - before;
-                from.extend(std::iter::repeat_n((index as u32, epoch), taken));
+                if taken > 0 {
+                    // Once a lane was given up, nothing more comes from it.
+                    epochs[index] = epoch;
+                    from.extend(std::iter::repeat_n(index as u32, taken));
+                }
             }
         }
         self.turn = if lanes == 0 { 0 } else { (self.turn + 1) % lanes };
@@ -158,8 +164,8 @@ impl Worker {
     async fn deliver(&mut self) {
         let mut failures = 0u32;
         loop {
-            let answer = self.emit().await;
-            let (hint, reason) = self.account(answer);
+            let outcome = self.emit().await;
+            let (hint, reason) = self.account(outcome);
             if self.batch.events.is_empty() {
                 self.note(reason);
                 return;
@@ -199,12 +205,12 @@ impl Worker {
         tokio::time::timeout(delay, over).await.is_ok()
     }
 
-    async fn emit(&mut self) -> Answer {
+    async fn emit(&mut self) -> EmitOutcome {
         let limit = self.config.emit_timeout;
         let batch = &self.batch.events;
         let emitter = &mut self.emitter;
         let result = contain_with_timeout(&self.shared.name, limit, |_| emitter.emit(batch)).await;
-        let outcome = match result {
+        match result {
             Ok(outcome) => outcome,
             Err(error) => {
                 let reason = error.to_string();
@@ -213,8 +219,7 @@ impl Worker {
                 }
                 EmitOutcome::Retryable { reason, retry_after: None }
             }
-        };
-        Answer { outcome }
+        }
     }
 
     /// State is never used again after a panic.
@@ -236,15 +241,19 @@ impl Worker {
 
     /// Accounts for what the emitter answered; what may be tried again stays
     /// in the batch. Returns the hint, and why something did not arrive.
-    fn account(&mut self, answer: Answer) -> (Option<Duration>, Option<String>) {
+    fn account(&mut self, outcome: EmitOutcome) -> (Option<Duration>, Option<String>) {
         let total = self.batch.events.len();
-        let (deliveries, hint, reason) = match answer.outcome {
-            EmitOutcome::Delivered => (vec![Delivery::Delivered; total], None, None),
+        let (deliveries, hint, reason) = match outcome {
+            EmitOutcome::Delivered => {
+                self.settle_all(|settlement| &mut settlement.delivered, DropReason::Closed);
+                return (None, None);
+            }
             EmitOutcome::Retryable { reason, retry_after } => {
                 return (retry_after, Some(reason));
             }
             EmitOutcome::Rejected { reason } => {
-                (vec![Delivery::Rejected; total], None, Some(reason))
+                self.settle_all(|settlement| &mut settlement.rejected, DropReason::Closed);
+                return (None, Some(reason));
             }
             EmitOutcome::Each { mut deliveries, reason, retry_after } => {
                 deliveries.resize(total, Delivery::Retryable);
@@ -265,12 +274,11 @@ impl Worker {
 
     /// Settles what is delivered or rejected with the lanes; keeps the rest.
     fn settle(&mut self, deliveries: &[Delivery]) {
-        let mut settlements = vec![(0u64, Settlement::default()); self.lanes.len()];
-        for ((event, (lane, epoch)), delivery) in
+        let mut settlements = vec![Settlement::default(); self.lanes.len()];
+        for ((event, lane), delivery) in
             self.batch.events.iter().zip(&self.batch.from).zip(deliveries)
         {
-            let (known_epoch, settlement) = &mut settlements[*lane as usize];
-            *known_epoch = *epoch;
+            let settlement = &mut settlements[*lane as usize];
             let part = match delivery {
                 Delivery::Delivered => &mut settlement.delivered,
                 Delivery::Rejected => &mut settlement.rejected,
@@ -278,7 +286,8 @@ impl Worker {
             };
             part[event.kind.priority() as usize] += Tally::one(event.count);
         }
-        self.apply(&settlements, DropReason::RetriesExhausted);
+        // Nothing was dropped, so the reason does not matter.
+        self.apply(&settlements, DropReason::Closed);
         let mut keep = deliveries.iter().map(|d| *d == Delivery::Retryable);
         self.batch.events.retain(|_| keep.next().unwrap_or(true));
         let mut keep = deliveries.iter().map(|d| *d == Delivery::Retryable);
@@ -286,19 +295,41 @@ impl Worker {
     }
 
     fn drop_rest(&mut self, reason: DropReason) {
-        let mut settlements = vec![(0u64, Settlement::default()); self.lanes.len()];
-        for (event, (lane, epoch)) in self.batch.events.iter().zip(&self.batch.from) {
-            let (known_epoch, settlement) = &mut settlements[*lane as usize];
-            *known_epoch = *epoch;
-            settlement.dropped[event.kind.priority() as usize] += Tally::one(event.count);
-        }
-        self.apply(&settlements, reason);
-        self.batch.events.clear();
-        self.batch.from.clear();
+        self.settle_all(|settlement| &mut settlement.dropped, reason);
     }
 
-    fn apply(&self, settlements: &[(u64, Settlement)], reason: DropReason) {
-        for (lane, (epoch, settlement)) in self.lanes.iter().zip(settlements) {
+    /// Settles the whole batch one way, and hands its memory back.
+    fn settle_all(
+        &mut self,
+        part: impl Fn(&mut Settlement) -> &mut [Tally; 2],
+        reason: DropReason,
+    ) {
+        let mut settlements = vec![Settlement::default(); self.lanes.len()];
+        for (event, lane) in self.batch.events.iter().zip(&self.batch.from) {
+            let part = part(&mut settlements[*lane as usize]);
+            part[event.kind.priority() as usize] += Tally::one(event.count);
+        }
+        self.apply(&settlements, reason);
+        self.give_back();
+    }
+
+    /// Events of one lane lie together but for the two priorities.
+    fn give_back(&mut self) {
+        let Batch { events, from, .. } = &mut self.batch;
+        let mut spare = std::mem::take(&mut self.spare);
+        while let Some(lane) = from.last().copied() {
+            let start = from.iter().rposition(|l| *l != lane).map_or(0, |before| before + 1);
+            spare.extend(events.drain(start..));
+            from.truncate(start);
+            self.lanes[lane as usize].pool.give_back(&mut spare);
+        }
+        events.clear();
+        self.spare = spare;
+    }
+
+    fn apply(&self, settlements: &[Settlement], reason: DropReason) {
+        let lanes = self.lanes.iter().zip(&self.batch.epochs).zip(settlements);
+        for ((lane, epoch), settlement) in lanes {
             if *settlement != Settlement::default() {
                 lane.settle(*epoch, settlement, reason);
             }

@@ -14,11 +14,12 @@ use crate::emitter::EventEmitter;
 use crate::event::Origin;
 use crate::fold::{FoldLimits, Folder};
 use crate::health::HealthChecker;
-use crate::ids::BootId;
+use crate::ids::{BootId, EventIds};
 use crate::ledger::ObserverCounts;
 use crate::metrics::Registry;
 use crate::panic::{Panicked, contain};
 use crate::pipeline::Pipeline;
+use crate::pool::EventPool;
 use crate::processor::ProcessorFactory;
 use crate::sampler::Sampler;
 use crate::source::Source;
@@ -195,8 +196,11 @@ impl ObserverRuntimeBuilder {
             .map_err(|invalid| BuildError::Config { observer: name.clone(), invalid })?;
         let owned = start_all(self.own, &config)?;
         let emitters: Vec<EmitterHandle> = owned.iter().cloned().chain(self.shared).collect();
-        let lanes =
-            emitters.iter().map(|e| (e.add_lane(&name, &config.backpressure), e.bell())).collect();
+        let pool = Arc::new(EventPool::default());
+        let lanes = emitters
+            .iter()
+            .map(|e| (e.add_lane(&name, &config.backpressure, &pool), e.bell()))
+            .collect();
         let node = self.node.unwrap_or_else(|| first_line(HOSTNAME_PATH));
         let sampler = if self.sampling_disabled {
             Sampler::disabled()
@@ -210,11 +214,12 @@ impl ObserverRuntimeBuilder {
         };
         let pipeline = Pipeline {
             origin: Origin::shared(&name, &node),
-            boot_id: self.boot_id.unwrap_or_else(this_boot),
+            ids: EventIds::new(&self.boot_id.unwrap_or_else(this_boot), &name),
             sampler,
             causality: CausalityTracker::new(ENTITIES),
             folder: Mutex::new(Folder::new(limits)),
             lanes,
+            pool,
             counts: ObserverCounts::default(),
             metrics: Registry::new(&config.metrics),
         };
