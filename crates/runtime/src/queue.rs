@@ -156,8 +156,10 @@ impl List {
 pub(crate) struct QueueCore<T> {
     nodes: Vec<Node<T>>,
     free: u32,
-    critical: List,
-    normal: List,
+    /// By priority.
+    lists: [List; 2],
+    len: usize,
+    bytes: usize,
     capacity: usize,
     max_bytes: usize,
     policy: DropPolicy,
@@ -171,8 +173,9 @@ impl<T> QueueCore<T> {
         QueueCore {
             nodes: Vec::new(),
             free: NONE,
-            critical: List::new(),
-            normal: List::new(),
+            lists: [List::new(), List::new()],
+            len: 0,
+            bytes: 0,
             capacity,
             max_bytes: config.max_bytes,
             policy: config.policy,
@@ -181,7 +184,7 @@ impl<T> QueueCore<T> {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.critical.len + self.normal.len
+        self.len
     }
 
     pub(crate) fn len_of(&self, priority: Priority) -> usize {
@@ -189,21 +192,15 @@ impl<T> QueueCore<T> {
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.critical.bytes + self.normal.bytes
+        self.bytes
     }
 
     fn list(&self, priority: Priority) -> &List {
-        match priority {
-            Priority::Critical => &self.critical,
-            Priority::Normal => &self.normal,
-        }
+        &self.lists[priority as usize]
     }
 
     fn list_mut(&mut self, priority: Priority) -> &mut List {
-        match priority {
-            Priority::Critical => &mut self.critical,
-            Priority::Normal => &mut self.normal,
-        }
+        &mut self.lists[priority as usize]
     }
 
     /// Puts an item in. What is displaced goes to `give_up`; an item that is
@@ -230,9 +227,9 @@ impl<T> QueueCore<T> {
     }
 
     fn lacks(&self, bytes: usize) -> Option<QueueDrop> {
-        if self.len() >= self.capacity {
+        if self.len >= self.capacity {
             Some(QueueDrop::Items)
-        } else if self.bytes().saturating_add(bytes) > self.max_bytes {
+        } else if self.bytes.saturating_add(bytes) > self.max_bytes {
             Some(QueueDrop::Bytes)
         } else {
             None
@@ -252,8 +249,8 @@ impl<T> QueueCore<T> {
     }
 
     fn normals_suffice(&self, bytes: usize, why: QueueDrop) -> bool {
-        (why != QueueDrop::Items || self.normal.len > 0)
-            && self.critical.bytes.saturating_add(bytes) <= self.max_bytes
+        (why != QueueDrop::Items || self.list(Priority::Normal).len > 0)
+            && self.list(Priority::Critical).bytes.saturating_add(bytes) <= self.max_bytes
     }
 
     fn make_room(
@@ -263,7 +260,8 @@ impl<T> QueueCore<T> {
         give_up: &mut impl FnMut(T, Priority, QueueDrop),
     ) {
         while let Some(why) = self.lacks(bytes) {
-            let from = if self.normal.len > 0 { Priority::Normal } else { priority };
+            let from =
+                if self.list(Priority::Normal).len > 0 { Priority::Normal } else { priority };
             let node = match self.policy {
                 DropPolicy::Oldest => self.list(from).head,
                 DropPolicy::Newest => self.list(from).tail,
@@ -317,6 +315,8 @@ impl<T> QueueCore<T> {
         if random {
             list.order.push(index);
         }
+        self.len += 1;
+        self.bytes += bytes;
     }
 
     /// Puts a node into a free place of the slab.
@@ -338,6 +338,15 @@ impl<T> QueueCore<T> {
         (self.nodes.len() - 1) as u32
     }
 
+    fn leave_order(&mut self, place: u32, priority: Priority) {
+        let order = &mut self.list_mut(priority).order;
+        order.swap_remove(place as usize);
+        let moved = order.get(place as usize).copied();
+        if let Some(node) = moved.and_then(|n| self.nodes.get_mut(n as usize)) {
+            node.place = place;
+        }
+    }
+
     #[inline]
     fn remove(&mut self, index: u32, priority: Priority) -> Option<T> {
         let free = self.free;
@@ -357,12 +366,10 @@ impl<T> QueueCore<T> {
         let list = self.list_mut(priority);
         list.len -= 1;
         list.bytes -= bytes;
+        self.len -= 1;
+        self.bytes -= bytes;
         if place != NONE {
-            list.order.swap_remove(place as usize);
-            let moved = list.order.get(place as usize).copied();
-            if let Some(node) = moved.and_then(|n| self.nodes.get_mut(n as usize)) {
-                node.place = place;
-            }
+            self.leave_order(place, priority);
         }
         Some(item)
     }
