@@ -24,6 +24,7 @@ pub mod rights;
 pub mod ring;
 pub mod source;
 mod sys;
+mod wall;
 
 pub use aya::include_bytes_aligned;
 pub use error::EbpfError;

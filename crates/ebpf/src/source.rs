@@ -5,7 +5,6 @@ use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vahti_runtime::clock::ClockPair;
 use vahti_runtime::ebpf::EbpfManager as _;
 use vahti_runtime::processor::{LifecycleError, RawRecord, RecordKind};
 use vahti_runtime::source::{
@@ -17,6 +16,7 @@ use crate::ledger::RingLedger;
 use crate::manager::{AyaManager, poll, poll_entry};
 use crate::proof::{PROOF_PERIOD, Probe, ProbeState, ProbeStates, ProofOfLife};
 use crate::ring::RingReader;
+use crate::wall::WallClock;
 
 /// A read that brought more than this is taken for a storm.
 const STORM_RECORDS: usize = 8;
@@ -32,6 +32,7 @@ pub struct RingSource {
     probes: Arc<ProbeStates>,
     ledger: Arc<RingLedger>,
     interrupt: Arc<EventFd>,
+    clock: WallClock,
     next_proof: Option<Instant>,
     /// The last read brought a storm.
     busy: bool,
@@ -74,6 +75,7 @@ impl RingSource {
             probes,
             ledger,
             interrupt: Arc::new(interrupt),
+            clock: WallClock::new(),
             next_proof: None,
             busy: false,
             stopped: false,
@@ -136,15 +138,15 @@ impl RingSource {
     }
 
     fn drain(&mut self, batch: &mut RecordBatch) -> usize {
-        let now = ClockPair::now();
+        let clock = self.clock.now();
         let (probes, proof) = (&self.probes, &self.proof);
         self.reader.read(|bytes| {
             let header = abi::split::<Header>(bytes).map(|(header, _)| header);
-            let boot_ns = header.map_or(now.boot_ns, |h| h.boot_ns);
+            let boot_ns = header.map_or(clock.boot_ns, |h| h.boot_ns);
             let taken = batch.push(RawRecord {
                 kind: RecordKind::Kernel,
                 boot_ns,
-                wall_ns: now.wall_of(boot_ns),
+                wall_ns: clock.wall_of(boot_ns),
                 cpu: header.map_or(0, |h| h.cpu),
                 seq: header.map_or(0, |h| h.seq),
                 bytes,

@@ -27,3 +27,4 @@ mod errno;
 pub mod network;
 mod proof;
 mod record;
+pub mod recording;

@@ -274,14 +274,14 @@ mod tests {
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(path in proptest::collection::vec(any::<u8>(), 0..300)) {
-            classify(&path);
+            drop(classify(&path));
         }
 
         #[test]
         fn no_names_make_it_panic(
             path in r"(/(docker|lxc|machine\.slice|ecs|kubepods|pod|machine-|(\\x|é|-|:|\.scope|\.slice|[0-9a-f]{1,8}){0,9})){0,6}"
         ) {
-            classify(path.as_bytes());
+            drop(classify(path.as_bytes()));
         }
 
         #[test]

@@ -20,6 +20,7 @@ use crate::record::{self, malformed};
 const AF_INET: u16 = 2;
 const AF_INET6: u16 = 10;
 const TCP_SYN_SENT: u8 = 2;
+const TCP_CLOSE: u8 = 7;
 
 /// Tells failed TCP connections, and whose they were.
 #[derive(Debug)]
@@ -116,6 +117,9 @@ fn ending(old_state: u8, err: i32) -> Ending {
         message,
     };
     let connecting = old_state == TCP_SYN_SENT;
+    if old_state == TCP_CLOSE {
+        return failed(&CONNECTION_UNREACHABLE, "no route leads to the peer");
+    }
     match err {
         0 => Ending {
             kind: &CONNECTION_ABANDONED,
@@ -171,7 +175,12 @@ fn network(connection: &Connection) -> Option<Network> {
         IpAddr::V4(_) => NetworkType::Ipv4,
         IpAddr::V6(_) => NetworkType::Ipv6,
     };
-    let endpoint = |address, port| Endpoint { address: Some(address), port: Some(port) };
+    // A connect() that the routing table refused has no port of its own yet,
+    // and perhaps no address.
+    let endpoint = |address: IpAddr, port| Endpoint {
+        address: (!address.is_unspecified()).then_some(address),
+        port: (port != 0).then_some(port),
+    };
     Some(Network {
         transport: Transport::Tcp,
         network_type,
