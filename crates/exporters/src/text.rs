@@ -52,12 +52,17 @@ fn write_line(event: &Event, colour: bool, line: &mut String) -> fmt::Result {
     match &event.data {
         EventData::None | EventData::Network(_) => {}
         EventData::OomKill(oom) => out_of_memory(oom, &mut parts)?,
-        EventData::Exit(exit) => ended(exit, &mut parts)?,
+        // The error says by what it ended, where there is one.
+        EventData::Exit(exit) => ended(exit, event.error.is_none(), &mut parts)?,
         EventData::Custom(custom) => attributes(custom, &mut parts)?,
     }
     if let Some(error) = &event.error {
         let (code, message) = (escape_text(&error.code), escape_text(&error.message));
-        parts.next()?.write_fmt(format_args!("{code}: {message}"))?;
+        let line = parts.next()?;
+        if !message.contains(&*code) {
+            write!(line, "{code}: ")?;
+        }
+        line.push_str(&message);
         if let Some(cause) = &error.cause {
             let cause = escape_text(cause);
             parts.next()?.write_fmt(format_args!("because {cause}"))?;
@@ -169,13 +174,15 @@ fn out_of_memory(oom: &OomKill, parts: &mut Parts<'_>) -> fmt::Result {
     }
 }
 
-fn ended(exit: &Exit, parts: &mut Parts<'_>) -> fmt::Result {
+fn ended(exit: &Exit, by_what: bool, parts: &mut Parts<'_>) -> fmt::Result {
     match (exit.signal, exit.code) {
-        (Some(signal), _) => parts.next()?.write_fmt(format_args!("by {signal}"))?,
-        (None, Some(code)) => parts.next()?.write_fmt(format_args!("exit code {code}"))?,
-        (None, None) => {}
+        (Some(signal), _) if by_what => parts.next()?.write_fmt(format_args!("by {signal}"))?,
+        (None, Some(code)) if by_what => {
+            parts.next()?.write_fmt(format_args!("exit code {code}"))?;
+        }
+        _ => {}
     }
-    if exit.class == ExitClass::Oom {
+    if by_what && exit.class == ExitClass::Oom {
         parts.next()?.push_str("out of memory");
     }
     match &exit.sender {
