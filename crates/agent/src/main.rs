@@ -7,6 +7,7 @@
 mod cli;
 mod config;
 mod control;
+mod demo;
 mod doctor;
 mod emitters;
 mod ledger;
@@ -35,7 +36,7 @@ fn main() -> ExitCode {
     finish(match cli.command {
         Command::Run(args) => run::run(&args),
         Command::Doctor { json } => doctor::doctor(json),
-        Command::Demo { json } => Err(demo_is_missing(json)),
+        Command::Demo { json } => demo::demo(json),
         Command::Config { command: ConfigCommand::Check { file } } => check(&file),
         Command::Config { command: ConfigCommand::Example } => print(&config::example::example()),
         Command::Config { command: ConfigCommand::Schema } => {
@@ -59,10 +60,6 @@ fn refuse(error: &clap::Error) -> ExitCode {
         text.push('\n');
     }
     if error.use_stderr() { finish(Err(Failed::usage(text))) } else { finish(print(&text)) }
-}
-
-fn demo_is_missing(_json: bool) -> Failed {
-    Failed::failure("demo is not in this build")
 }
 
 fn check(file: &Path) -> Outcome {

@@ -86,7 +86,11 @@ pub(crate) fn observers(
     Ok(built)
 }
 
-fn build(
+/// An observer around its source.
+///
+/// # Errors
+/// A value is out of its bounds.
+pub(crate) fn build(
     name: &str,
     config: &Config,
     source: RingSource,

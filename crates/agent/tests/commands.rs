@@ -1,6 +1,9 @@
 //! The commands as people and scripts see them: the built binary, its output,
 //! its exit code. Nothing here needs rights.
 
+// Helpers outside test functions fail as tests do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

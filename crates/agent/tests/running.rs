@@ -1,6 +1,9 @@
 //! The agent as it runs, on this machine's kernel: starting, answering,
 //! stopping. Needs the rights to load programs; says so where they are missing.
 
+// Helpers outside test functions fail as tests do.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
@@ -182,4 +185,42 @@ fn a_second_agent_on_the_same_socket_is_refused_by_name() {
     let told = String::from_utf8(second.stderr).unwrap();
     let expected = format!("another vahti runs already (pid {})", agent.child.id());
     assert!(told.contains(&expected), "{told}");
+}
+
+#[test]
+fn the_demo_finds_every_fault_that_it_can_make_here() {
+    let output = Command::new(BINARY).args(["demo", "--json"]).output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    if output.status.code() == Some(77) {
+        eprintln!("not run: {told}");
+        return;
+    }
+    let shown: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let faults = shown["faults"].as_array().unwrap();
+    assert_eq!(faults.len(), 6);
+    for fault in faults {
+        if fault["outcome"] == "not_made" {
+            eprintln!("not run: {}: {}", fault["what"], fault["why"]);
+            continue;
+        }
+        assert_eq!(fault["outcome"], "found", "{fault}");
+        assert_eq!(fault["event"]["subtype"], fault["fault"]);
+    }
+    assert_eq!(output.status.code(), Some(0), "{told}");
+}
+
+#[test]
+fn the_doctor_fits_eighty_columns_and_says_by_its_exit_code_whether_anything_is_missing() {
+    let text = Command::new(BINARY).arg("doctor").output().unwrap();
+    if text.status.code() == Some(77) {
+        eprintln!("not run: {}", String::from_utf8_lossy(&text.stderr));
+        return;
+    }
+    let lines = String::from_utf8(text.stdout).unwrap();
+    assert!(lines.lines().all(|line| line.chars().count() <= 80), "{lines}");
+    let json = Command::new(BINARY).args(["doctor", "--json"]).output().unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    let signals = report["signals"].as_array().unwrap();
+    let is_missing = signals.iter().any(|signal| signal["state"] == "missing");
+    assert_eq!(json.status.code(), Some(i32::from(is_missing)));
 }
