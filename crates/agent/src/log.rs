@@ -1,6 +1,7 @@
 //! What the agent tells about itself, on standard error.
 
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::level_filters::LevelFilter;
 use vahti_runtime::event::escape;
@@ -21,27 +22,56 @@ pub(crate) fn start(level: LogLevel) {
         .with_max_level(filter)
         .with_ansi(false)
         .with_target(false)
+        .log_internal_errors(false)
         .with_writer(|| OneLine)
         .try_init();
     // Somebody else logs already, in a test.
     if started.is_err() {}
 }
 
-/// Writes each record as one line, whatever names and messages hold.
+/// The longest line, in bytes: a pipe that can be written to at all takes that
+/// much at once.
+const MAX_LINE: usize = libc::PIPE_BUF;
+
+/// How many records were not written since the last one that was.
+static HELD_BACK: AtomicU64 = AtomicU64::new(0);
+
+/// Writes each record as one line, whatever names and messages hold, and never
+/// waits: whoever does not read standard error must not hold up an observer or
+/// the shutdown. What can't be written at once is counted and said later.
 struct OneLine;
 
 impl Write for OneLine {
     fn write(&mut self, record: &[u8]) -> io::Result<usize> {
-        let line = record.strip_suffix(b"\n").unwrap_or(record);
-        let mut shown = escape_but_backslashes(line);
-        shown.push('\n');
-        io::stderr().write_all(shown.as_bytes())?;
+        // Held across both, or another thread could take the room in between.
+        let mut stderr = io::stderr().lock();
+        if !is_writable() {
+            HELD_BACK.fetch_add(1, Ordering::Relaxed);
+            return Ok(record.len());
+        }
+        let mut line = String::new();
+        match HELD_BACK.swap(0, Ordering::Relaxed) {
+            0 => {}
+            held => line.push_str(&format!("({held} lines before this one were not written) ")),
+        }
+        line.push_str(&escape_but_backslashes(record.strip_suffix(b"\n").unwrap_or(record)));
+        let end = line.floor_char_boundary(MAX_LINE - 1);
+        line.truncate(end);
+        line.push('\n');
+        // Where it is closed there is nobody to tell.
+        drop(stderr.write_all(line.as_bytes()));
         Ok(record.len())
     }
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
+}
+
+fn is_writable() -> bool {
+    let mut poll = libc::pollfd { fd: libc::STDERR_FILENO, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: `poll` is one valid pollfd for the length of the call.
+    unsafe { libc::poll(&raw mut poll, 1, 0) == 1 }
 }
 
 /// Names that were escaped before stay as they are.

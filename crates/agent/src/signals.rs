@@ -67,8 +67,8 @@ impl Signals {
                     stop = not_yet;
                 }
                 (_, Some(stop)) => {
-                    tracing::info!("{name}: delivering what was accepted, then ending");
                     stop();
+                    tracing::info!("{name}: delivering what was accepted, then ending");
                 }
                 (signal, None) => {
                     tracing::warn!("{name} again: ending at once");

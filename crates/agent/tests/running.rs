@@ -175,6 +175,36 @@ fn a_reader_that_stalls_stops_neither_the_shutdown_nor_a_second_signal() {
 }
 
 #[test]
+fn a_reader_of_everything_that_stalls_does_not_stop_the_shutdown() {
+    let config = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(config.path(), "limits: {drain_deadline: 500ms}\n").unwrap();
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let child = Command::new(BINARY)
+        .args(["run", "--observers", "network", "--log", "trace", "--config"])
+        .arg(config.path())
+        .arg("--socket")
+        .arg(folder.path().join("s"))
+        .stdout(writer.try_clone().unwrap())
+        .stderr(writer)
+        .spawn()
+        .unwrap();
+    let mut agent = Agent { child, folder };
+    std::thread::sleep(Duration::from_millis(300));
+    for _ in 0..300 {
+        refuse();
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    if let Some(status) = agent.child.try_wait().unwrap() {
+        assert_eq!(status.code(), Some(77));
+        eprintln!("not run: the rights to load programs are missing");
+        return;
+    }
+    agent.signal(libc::SIGTERM);
+    assert_eq!(agent.ends_within(Duration::from_secs(3)).code(), Some(0));
+}
+
+#[test]
 fn a_second_agent_on_the_same_socket_is_refused_by_name() {
     let Some(agent) = Agent::start(&["--observers", "network"], Stdio::null()) else { return };
     let second = Command::new(BINARY)
