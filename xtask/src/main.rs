@@ -1,5 +1,6 @@
 //! What people type: `cargo xtask <command>`. One module a command.
 
+mod bench;
 mod bpf;
 
 use std::process::ExitCode;
@@ -8,6 +9,9 @@ const USAGE: &str = "\
 usage: cargo xtask <command>
 
   bpf          compile the eBPF objects and put them beside their sources
+  bench [PART]...
+               measure: queue, sampler, pipeline, network; latency, start, idle,
+               storm (the last four as root, with the release binary)
   bpf --check  compile them elsewhere and fail if they differ from what is committed
 ";
 
@@ -17,6 +21,7 @@ fn main() -> ExitCode {
     let result = match args.as_slice() {
         ["bpf"] => bpf::build(),
         ["bpf", "--check"] => bpf::check(),
+        ["bench", parts @ ..] => bench::run(parts),
         _ => {
             eprint!("{USAGE}");
             return ExitCode::from(64);

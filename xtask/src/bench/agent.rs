@@ -1,0 +1,211 @@
+//! The agent's figures: latency, start, idle, storm.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::process::Stdio;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::faults::{be_refused, closed_port, storm as refused_storm};
+use super::process::{Agent, BpfStats, each_line};
+
+const FAULTS: u32 = 1_000;
+const STORM_PER_SECOND: u64 = 20_000;
+const STORM_TIME: Duration = Duration::from_secs(20);
+const IDLE_TIME: Duration = Duration::from_secs(60);
+
+fn percentile(sorted: &[Duration], percent: usize) -> Duration {
+    let index = (sorted.len().saturating_sub(1)) * percent / 100;
+    sorted.get(index).copied().unwrap_or_default()
+}
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
+}
+
+fn peer(event: &serde_json::Value) -> Option<String> {
+    event["network"]["peer"]["address"].as_str().map(str::to_owned)
+}
+
+/// From just before a connect is made to the line on standard output.
+pub(crate) fn latency() -> Result<(), String> {
+    let mut agent = Agent::start(Stdio::piped())?;
+    let lines = agent.lines()?;
+    let arrived: Arc<Mutex<HashMap<String, Instant>>> = Arc::default();
+    let seen = Arc::clone(&arrived);
+    let reader = thread::spawn(move || {
+        each_line(lines, |event, now| {
+            if let (Some(peer), Ok(mut seen)) = (peer(&event), seen.lock()) {
+                seen.entry(peer).or_insert(now);
+            }
+        })
+    });
+    agent.ready()?;
+    let mut made = Vec::new();
+    for n in 0..FAULTS {
+        let to = closed_port(n);
+        made.push((to.ip().to_string(), Instant::now()));
+        be_refused(to);
+        thread::sleep(Duration::from_millis(2));
+    }
+    thread::sleep(Duration::from_millis(500));
+    agent.end()?;
+    reader.join().map_err(|_| "the reader panicked")??;
+    let arrived = arrived.lock().map_err(|_| "the reader panicked")?;
+    let mut took: Vec<Duration> =
+        made.iter().filter_map(|(peer, at)| Some(*arrived.get(peer)? - *at)).collect();
+    took.sort();
+    println!("fault -> line on stdout, {FAULTS} faults of different keys");
+    println!(
+        "  arrived {}   p50 {:?}   p99 {:?}   max {:?}",
+        took.len(),
+        percentile(&took, 50),
+        percentile(&took, 99),
+        percentile(&took, 100)
+    );
+    Ok(())
+}
+
+/// From before the agent is executed to its first event, faults happening all
+/// the while.
+pub(crate) fn start() -> Result<(), String> {
+    const ROUNDS: usize = 11;
+    let over = Arc::new(AtomicBool::new(false));
+    let stop = Arc::clone(&over);
+    let faults = thread::spawn(move || {
+        let mut n = 0;
+        while !stop.load(Ordering::Relaxed) {
+            be_refused(closed_port(n));
+            n += 1;
+            thread::sleep(Duration::from_millis(1));
+        }
+    });
+    let mut took = Vec::new();
+    for _ in 0..ROUNDS {
+        let mut agent = Agent::start(Stdio::piped())?;
+        let mut lines = agent.lines()?;
+        let mut line = String::new();
+        std::io::BufRead::read_line(&mut lines, &mut line).map_err(|e| e.to_string())?;
+        took.push(agent.started.elapsed());
+        let rest = thread::spawn(move || each_line(lines, |_, _| {}));
+        agent.end()?;
+        rest.join().map_err(|_| "the reader panicked")??;
+    }
+    over.store(true, Ordering::Relaxed);
+    faults.join().map_err(|_| "the faults panicked")?;
+    took.sort();
+    println!("exec -> first event, {ROUNDS} starts");
+    println!(
+        "  median {:?}   fastest {:?}   slowest {:?}",
+        percentile(&took, 50),
+        percentile(&took, 0),
+        percentile(&took, 100)
+    );
+    Ok(())
+}
+
+/// Nothing happens that concerns the agent.
+pub(crate) fn idle() -> Result<(), String> {
+    let agent = Agent::start(Stdio::null())?;
+    agent.ready()?;
+    thread::sleep(Duration::from_secs(3));
+    let before = agent.usage();
+    thread::sleep(IDLE_TIME);
+    let used = agent.usage() - before;
+    let rss = agent.rss();
+    agent.end()?;
+    let seconds = IDLE_TIME.as_secs_f64();
+    println!("idle for {IDLE_TIME:?}");
+    println!(
+        "  CPU {:.4} % of a core   wake-ups {:.2}/s   RSS {:.1} MiB",
+        used.cpu.as_secs_f64() / seconds * 100.0,
+        used.wakeups as f64 / seconds,
+        mib(rss)
+    );
+    Ok(())
+}
+
+/// Refused connects of one process to one port, to a pipe, a file and nowhere.
+pub(crate) fn storm() -> Result<(), String> {
+    println!("storm of {STORM_PER_SECOND} refused connects/s for {STORM_TIME:?}");
+    for to in ["pipe", "file", "/dev/null"] {
+        storm_to(to)?;
+    }
+    Ok(())
+}
+
+fn storm_to(to: &str) -> Result<(), String> {
+    let file = std::env::temp_dir().join(format!("vahti-bench-{}.jsonl", std::process::id()));
+    let create = || File::create(&file).map_err(|e| format!("{}: {e}", file.display()));
+    let mut agent = Agent::start(match to {
+        "pipe" => Stdio::piped(),
+        "file" => create()?.into(),
+        _ => Stdio::null(),
+    })?;
+    let counted: Arc<Mutex<(u64, u64)>> = Arc::default();
+    let reader = (to == "pipe").then(|| agent.lines()).transpose()?.map(|lines| {
+        let counted = Arc::clone(&counted);
+        thread::spawn(move || each_line(lines, |event, _| count(&counted, &event)))
+    });
+    agent.ready()?;
+    let stats = BpfStats::on();
+    let target = closed_port(7);
+    let before = agent.usage();
+    let made = thread::spawn(move || refused_storm(target, STORM_PER_SECOND, STORM_TIME));
+    let mut rss = 0;
+    while !made.is_finished() {
+        rss = rss.max(agent.rss());
+        thread::sleep(Duration::from_millis(100));
+    }
+    let made = made.join().map_err(|_| "the storm panicked")?;
+    let used = agent.usage() - before;
+    drop(stats);
+    thread::sleep(Duration::from_millis(1_500));
+    let ledger = agent.ledger()?;
+    let network = &ledger["observers"][0];
+    agent.end()?;
+    if let Some(reader) = reader {
+        reader.join().map_err(|_| "the reader panicked")??;
+    } else if to == "file" {
+        let lines = File::open(&file).map_err(|e| e.to_string())?;
+        each_line(std::io::BufReader::new(lines), |event, _| count(&counted, &event))?;
+        std::fs::remove_file(&file).map_err(|e| e.to_string())?;
+    }
+    let (occurrences, lines) = counted.lock().map(|c| *c).unwrap_or_default();
+    let seconds = STORM_TIME.as_secs_f64();
+    println!(
+        "  to {to:<9} made {made}   told {}   lines {lines}   lost by the kernel {}",
+        if to == "/dev/null" { "-".into() } else { occurrences.to_string() },
+        network["kernel"]["lost"],
+    );
+    println!(
+        "  {:12} CPU {:.2} % of a core   eBPF {:.2} % (billed to the callers)   RSS at most {:.1} MiB",
+        "",
+        used.cpu.as_secs_f64() / seconds * 100.0,
+        used.bpf.as_secs_f64() / seconds * 100.0,
+        mib(rss),
+    );
+    let lane = &network["lanes"][0];
+    println!(
+        "  {:12} ledger: attempted {} received {} produced {} routed {} delivered {} difference {}",
+        "",
+        network["kernel"]["attempted"],
+        network["ring"]["received"],
+        network["events"]["produced"]["occurrences"],
+        network["events"]["routed"]["occurrences"],
+        lane["delivered"]["occurrences"],
+        lane["difference"],
+    );
+    Ok(())
+}
+
+fn count(counted: &Mutex<(u64, u64)>, event: &serde_json::Value) {
+    if event["subtype"] == "connection_refused"
+        && let (Some(count), Ok(mut counted)) = (event["count"].as_u64(), counted.lock())
+    {
+        counted.0 += count;
+        counted.1 += 1;
+    }
+}
