@@ -101,11 +101,11 @@ VAHTI_OFFSET(vahti_stats, lost, 16);
 
 /* What makes a fact one of our own making; written by userland while it proves. */
 struct vahti_self {
-	u32 tgid; /* set by the first test run: in a pid namespace getpid() would not tell */
-	u32 port; /* the TCP port of the network proof, host order; 0: none running */
+	u32 tgid;  /* set by the first test run: in a pid namespace getpid() would not tell */
+	u32 proof; /* 0: none under way; else what it is told by, such as a TCP port of ours */
 };
 VAHTI_SIZE(vahti_self, 8);
 VAHTI_OFFSET(vahti_self, tgid, 0);
-VAHTI_OFFSET(vahti_self, port, 4);
+VAHTI_OFFSET(vahti_self, proof, 4);
 
 #endif

@@ -240,8 +240,9 @@ abi_struct! {
     pub struct SelfFacts as "vahti_self" in HEADER_FILE {
         /// Our thread group id in the initial pid namespace.
         tgid: u32,
-        /// The port of the network proof under way, or 0.
-        port: u32,
+        /// 0: no proof is under way; else what it is told by, such as a TCP
+        /// port of ours.
+        proof: u32,
     }
 }
 

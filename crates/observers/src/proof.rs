@@ -38,10 +38,10 @@ pub(crate) fn write_self(
         what: error.to_string(),
     };
     let mut map: Array<_, [u32; 2]> = manager.map("self")?.try_into().map_err(failed)?;
-    let [mut tgid, port] = map.get(&0, 0).map_err(failed)?;
+    let [mut tgid, proof] = map.get(&0, 0).map_err(failed)?;
     if tgid == 0 {
         tgid = std::process::id();
     }
-    let SelfFacts { tgid, port } = change(SelfFacts { tgid, port });
-    map.set(0, [tgid, port], 0).map_err(failed)
+    let SelfFacts { tgid, proof } = change(SelfFacts { tgid, proof });
+    map.set(0, [tgid, proof], 0).map_err(failed)
 }

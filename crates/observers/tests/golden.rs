@@ -3,6 +3,8 @@
 //! `VAHTI_UPDATE_GOLDEN=1 cargo test -p vahti-observers --test golden` writes
 //! the expected events anew, to be read in the diff.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends so")]
+
 use std::path::PathBuf;
 
 use vahti_observers::container::ContainerProcessor;

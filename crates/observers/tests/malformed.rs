@@ -1,6 +1,8 @@
 //! Bytes that are not what they should be are malformed: counted, never a
 //! panic, never an event.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends so")]
+
 use proptest::prelude::*;
 use vahti_ebpf::abi::FLAG_PROOF;
 use vahti_observers::container::ContainerProcessor;

@@ -449,9 +449,17 @@ static __always_inline void fill_sender(struct container_exit *exit, struct endi
 	bpf_map_delete_elem(&senders, &key);
 }
 
-static __always_inline void tell_exit(struct ending *e)
+/* A child of the agent that ends while it proves this probe. */
+static __always_inline u32 proof_flag(struct container_exit *exit)
 {
 	struct vahti_self *facts = self_facts();
+	int is_ours = facts && facts->proof && exit->process.parent_tgid == facts->tgid;
+
+	return is_ours ? VAHTI_FLAG_PROOF : 0;
+}
+
+static __always_inline void tell_exit(struct ending *e)
+{
 	u32 zero = 0;
 	struct exit_record *record = bpf_map_lookup_elem(&exit_scratch, &zero);
 
@@ -467,8 +475,7 @@ static __always_inline void tell_exit(struct ending *e)
 	exit->first_tgid = e->first_tgid;
 	exit->parent_elsewhere = e->parent_elsewhere;
 	fill_sender(exit, e);
-	/* The agent has no children but those that it makes to prove this probe. */
-	exit->header.flags = facts && facts->tgid && facts->tgid == exit->process.parent_tgid ? VAHTI_FLAG_PROOF : 0;
+	exit->header.flags = proof_flag(exit);
 	remember_path(e->cgroup, e->cgroup_id, VAHTI_SLOT_PROCESS_EXIT);
 	u32 len = append_path(&exit->header, record->path, e->cgroup_id);
 	exit->path_len = len;

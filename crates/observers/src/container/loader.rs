@@ -1,7 +1,7 @@
 //! The container observer's object, its probes, and how they prove themselves.
 
 use aya::maps::HashMap;
-use vahti_ebpf::abi;
+use vahti_ebpf::abi::{self, SelfFacts};
 use vahti_ebpf::cgroup::Hierarchy;
 use vahti_ebpf::error::EbpfError;
 use vahti_ebpf::loader::Object;
@@ -78,11 +78,11 @@ struct ContainerProof {
 impl ProofOfLife for ContainerProof {
     fn provoke(&mut self, manager: &mut AyaManager) -> Result<(), EbpfError> {
         test_run_all(manager);
-        write_self(manager, |facts| facts)?;
-        child::crash().map_err(|error| EbpfError::System {
-            operation: "making a child that crashes",
-            error,
-        })?;
+        let failed = |error| EbpfError::System { operation: "making a child that crashes", error };
+        write_self(manager, |facts| SelfFacts { proof: 1, ..facts })?;
+        let proven = child::crash().map_err(failed);
+        write_self(manager, |facts| SelfFacts { proof: 0, ..facts })?;
+        proven?;
         if !std::mem::replace(&mut self.seeded, true) {
             seed_firsts(manager, self.hierarchy)?;
         }

@@ -82,14 +82,14 @@ impl ProofOfLife for NetworkProof {
         // Nobody else can have this port as long as we hold it.
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).map_err(failed)?;
         let port = listener.local_addr().map_err(failed)?.port();
-        write_self(manager, |facts| SelfFacts { port: port.into(), ..facts })?;
+        write_self(manager, |facts| SelfFacts { proof: port.into(), ..facts })?;
         let proven = reset_ourselves(&listener, port)
             .and_then(|()| {
                 drop(listener);
                 refuse_ourselves(port)
             })
             .map_err(failed);
-        write_self(manager, |facts| SelfFacts { port: 0, ..facts })?;
+        write_self(manager, |facts| SelfFacts { proof: 0, ..facts })?;
         proven
     }
 

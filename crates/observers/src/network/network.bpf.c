@@ -267,9 +267,9 @@ static __always_inline u32 proof_flag(struct network_connection *c)
 {
 	struct vahti_self *facts = self_facts();
 
-	if (!facts || !facts->port || c->owner.tgid != facts->tgid)
+	if (!facts || !facts->proof || c->owner.tgid != facts->tgid)
 		return 0;
-	return c->peer_port == facts->port || c->local_port == facts->port ? VAHTI_FLAG_PROOF : 0;
+	return c->peer_port == facts->proof || c->local_port == facts->proof ? VAHTI_FLAG_PROOF : 0;
 }
 
 static __always_inline void tell_end(struct sock *sk, int old_state, int err)
