@@ -66,9 +66,9 @@ impl Supervisor {
         let observers = self.observers.len();
         for observer in &self.observers {
             let (observer, sender) = (Arc::clone(observer), sender.clone());
-            let inner = inner.clone();
+            let told = inner.clone();
             tokio::spawn(async move {
-                let result = observer.run(inner).await;
+                let result = observer.run(told).await;
                 // The supervisor waits for all of them.
                 if sender.send(result).is_err() {}
             });
@@ -87,7 +87,7 @@ impl Supervisor {
         report.all_failed =
             observers > 0 && report.failed.len() == observers && !shutdown.has_begun();
         forward.abort();
-        let deadline = tokio::time::Instant::now() + self.drain_deadline;
+        let deadline = inner.begun_at() + self.drain_deadline;
         for emitter in &self.emitters {
             if !emitter.end(deadline).await {
                 report.stuck_emitters.push(emitter.name().to_owned());

@@ -108,7 +108,8 @@ impl ObserverRuntime {
         self.set_stage(Stage::Ended);
         folds.abort();
         checks.abort();
-        self.drain(Instant::now() + self.drain_deadline).await;
+        // A little less than all of it: the emitters are ended after this.
+        self.drain(shutdown.begun_at() + self.drain_deadline.mul_f64(0.9)).await;
         if let Err(error) = &result {
             self.health.mark_unhealthy(error.to_string());
         }
@@ -248,7 +249,7 @@ impl ObserverRuntime {
             }
             Some(outcome) => Ok(outcome),
             None => {
-                self.drain_source(thread, &orders, source).await;
+                self.drain_source(thread, &orders, source, shutdown.begun_at()).await;
                 Ok(Outcome::Shutdown)
             }
         }
@@ -354,7 +355,7 @@ impl ObserverRuntime {
         let (Some(thread), Some(source)) = (thread, source) else { return VecDeque::new() };
         orders.quit.store(true, Ordering::Release);
         source.interrupt();
-        match tokio::time::timeout(self.drain_deadline, thread).await {
+        match tokio::time::timeout(self.drain_deadline / 2, thread).await {
             Ok(Ok(End::Quit(left) | End::Failed(_, left) | End::SourceFailed(_, left))) => left,
             Ok(_) => VecDeque::new(),
             Err(_late) => self.take_from_hung(),
@@ -371,18 +372,20 @@ impl ObserverRuntime {
         }
     }
 
-    /// Stops the source and lets the thread read what is left, until the
-    /// deadline.
+    /// Stops the source and lets the thread read what is left, for half of the
+    /// time that there is to drain: the emitters need theirs.
     async fn drain_source(
         &self,
         thread: Option<oneshot::Receiver<End>>,
         orders: &Orders,
         source: Option<&SharedSource>,
+        begun: Instant,
     ) {
         let (Some(thread), Some(source)) = (thread, source) else { return };
         orders.drain.store(true, Ordering::Release);
         source.interrupt();
-        match tokio::time::timeout(self.drain_deadline, thread).await {
+        let until = begun + self.drain_deadline / 2;
+        match tokio::time::timeout_at(until, thread).await {
             Ok(Ok(End::Failed(_, left) | End::SourceFailed(_, left) | End::Quit(left))) => {
                 tracing::error!(observer = %self.name, "failed while it drained");
                 self.give_up(left);
