@@ -2,6 +2,7 @@
 
 mod bench;
 mod bpf;
+mod ci;
 
 use std::process::ExitCode;
 
@@ -9,6 +10,7 @@ const USAGE: &str = "\
 usage: cargo xtask <command>
 
   bpf          compile the eBPF objects and put them beside their sources
+  ci           everything that must hold before a change lands
   bench [PART]...
                measure: queue, sampler, pipeline, network; latency, start, idle,
                storm (the last four as root, with the release binary)
@@ -21,6 +23,7 @@ fn main() -> ExitCode {
     let result = match args.as_slice() {
         ["bpf"] => bpf::build(),
         ["bpf", "--check"] => bpf::check(),
+        ["ci"] => ci::run(),
         ["bench", parts @ ..] => bench::run(parts),
         _ => {
             eprint!("{USAGE}");
