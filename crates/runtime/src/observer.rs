@@ -2,14 +2,15 @@
 
 mod build;
 mod checks;
+mod incarnation;
 mod run;
 mod work;
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::Notify;
 
 pub use build::{BuildError, ObserverRuntimeBuilder};
 pub use run::RunError;
@@ -23,8 +24,9 @@ use crate::ledger::{FailReason, ObserverLedger, add};
 use crate::metrics::Sample;
 use crate::panic::Panicked;
 use crate::pipeline::{Failure, Pipeline, Scratch};
-use crate::processor::{EventProcessor, ProcessorFactory, RawRecord};
+use crate::processor::{ProcessorFactory, RawRecord};
 use crate::source::{Interrupt, Source, SourceLedger};
+use incarnation::Incarnation;
 use work::Seat;
 
 /// The source, which one thread uses at a time, and what ends its reads.
@@ -113,21 +115,6 @@ enum Stage {
     Ended,
 }
 
-/// One processor, from its making to its failure or the end.
-struct Incarnation {
-    processor: Box<dyn EventProcessor>,
-    /// Held around calls where only one thread may call at a time.
-    gate: Option<Mutex<()>>,
-    down: AtomicBool,
-    failures: mpsc::UnboundedSender<Failure>,
-}
-
-impl Incarnation {
-    fn gate(&self) -> Option<std::sync::MutexGuard<'_, ()>> {
-        self.gate.as_ref().map(|gate| gate.lock().unwrap_or_else(PoisonError::into_inner))
-    }
-}
-
 /// Why a record could not be processed.
 #[derive(Debug, thiserror::Error)]
 pub enum ProcessEventError {
@@ -200,16 +187,19 @@ impl ObserverRuntime {
     /// It is not running, or the processor failed.
     pub fn process_batch(&self, records: &[RawRecord<'_>]) -> Result<(), ProcessEventError> {
         let incarnation = self.incarnation()?;
+        let Some(inside) = incarnation.enter() else {
+            return Err(ProcessEventError::Down { observer: self.name.clone() });
+        };
         let counts = &self.pipeline.counts;
         let received = records.len() as u64;
         add(&counts.received, received);
         add(&counts.processing, received);
         let mut scratch = self.borrow_scratch();
         let at = AtomicUsize::new(0);
-        let gate = incarnation.gate();
         let processor = &*incarnation.processor;
         let mut done = self.pipeline.process(processor, records.iter().copied(), &at, &mut scratch);
-        drop(gate);
+        let first_to_fail = done.failure.is_some() && incarnation.go_down();
+        drop(inside);
         self.pipeline.commit(&done, &mut scratch);
         self.pipeline.fail(FailReason::Down, received - done.records());
         counts.processing.fetch_sub(received, Ordering::Relaxed);
@@ -219,7 +209,7 @@ impl ObserverRuntime {
         }
         match done.failure.take() {
             None => Ok(()),
-            Some(failure) => Err(self.report(&incarnation, failure)),
+            Some(failure) => Err(self.report(&incarnation, failure, first_to_fail)),
         }
     }
 
@@ -230,15 +220,18 @@ impl ObserverRuntime {
         }
         let incarnation = self.incarnation.read().unwrap_or_else(PoisonError::into_inner);
         match &*incarnation {
-            Some(incarnation) if !incarnation.down.load(Ordering::Acquire) => {
-                Ok(Arc::clone(incarnation))
-            }
+            Some(incarnation) if !incarnation.is_down() => Ok(Arc::clone(incarnation)),
             _ => Err(ProcessEventError::Down { observer: observer() }),
         }
     }
 
     /// Tells `run` of a failure, once per incarnation.
-    fn report(&self, incarnation: &Incarnation, failure: Failure) -> ProcessEventError {
+    fn report(
+        &self,
+        incarnation: &Incarnation,
+        failure: Failure,
+        first: bool,
+    ) -> ProcessEventError {
         let (error, told) = match failure {
             Failure::Fatal(why) => (
                 ProcessEventError::Fatal { observer: self.name.clone(), why: why.clone() },
@@ -249,9 +242,7 @@ impl ObserverRuntime {
                 (ProcessEventError::Panicked(panicked), told)
             }
         };
-        if !incarnation.down.swap(true, Ordering::AcqRel)
-            && incarnation.failures.send(told).is_err()
-        {
+        if first && incarnation.failures.send(told).is_err() {
             tracing::debug!(observer = %self.name, "failed after its run had ended");
         }
         error

@@ -1,7 +1,7 @@
 //! From setup to drain: one processor after the other, as the policy says.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -131,7 +131,7 @@ impl ObserverRuntime {
                     let outcome = self
                         .run_once(&incarnation, failures, source.as_ref(), todo, first, shutdown)
                         .await;
-                    incarnation.down.store(true, Ordering::Release);
+                    incarnation.go_down();
                     self.teardown(&*incarnation.processor).await;
                     outcome
                 }
@@ -183,9 +183,8 @@ impl ObserverRuntime {
             return Err(problem);
         }
         let (failures, receiver) = mpsc::unbounded_channel();
-        let gate = (self.concurrency == 1).then(|| Mutex::new(()));
-        let down = AtomicBool::new(false);
-        Ok((Arc::new(Incarnation { processor, gate, down, failures }), receiver))
+        let incarnation = Incarnation::new(processor, self.concurrency == 1, failures);
+        Ok((Arc::new(incarnation), receiver))
     }
 
     async fn teardown(&self, processor: &dyn EventProcessor) {
@@ -237,7 +236,7 @@ impl ObserverRuntime {
             taken = self.hang() => {
                 // The thread is left behind; it can't be ended.
                 thread = None;
-                Some(Outcome::Failed(self.hang_message(), taken.into_iter().collect()))
+                Some(Outcome::Failed(self.hang_message(), taken))
             }
             Some(Failure::Fatal(why)) = failures.recv() => Some(Outcome::Failed(why, VecDeque::new())),
         };
@@ -316,7 +315,7 @@ impl ObserverRuntime {
 
     /// Waits until the thread has had work and made no progress for too long;
     /// returns what it leaves to do.
-    async fn hang(&self) -> [Work; 2] {
+    async fn hang(&self) -> VecDeque<Work> {
         let limit = self.config.health.hang_timeout.0;
         let mut before = None;
         let mut since = Instant::now();
@@ -366,7 +365,7 @@ impl ObserverRuntime {
         match self.seat.take_over() {
             Some(left) => {
                 self.count_hung();
-                left.into_iter().collect()
+                left
             }
             None => VecDeque::new(),
         }

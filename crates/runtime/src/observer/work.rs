@@ -27,12 +27,15 @@ const BATCH_BYTES: usize = 256 << 10;
 pub(super) struct Work {
     records: Arc<RecordBatch>,
     range: Range<usize>,
+    /// Index within the range. Not the thread's: one that was left behind and
+    /// wakes up later must not move its successor's.
+    at: AtomicUsize,
     claimed: AtomicBool,
 }
 
 impl Work {
     fn new(records: Arc<RecordBatch>, range: Range<usize>) -> Self {
-        Work { records, range, claimed: AtomicBool::new(false) }
+        Work { records, range, at: AtomicUsize::new(0), claimed: AtomicBool::new(false) }
     }
 
     /// Whether the caller is the first to claim it.
@@ -48,41 +51,46 @@ impl Work {
 /// What the thread is at, for the watcher.
 #[derive(Default)]
 pub(super) struct Seat {
-    work: Mutex<Option<Arc<Work>>>,
-    /// Index within the work's range.
-    at: AtomicUsize,
+    /// What the thread works at, and what it has to do after that.
+    work: Mutex<Option<(Arc<Work>, VecDeque<Work>)>>,
     /// Goes up with every piece of work.
     beat: AtomicU64,
 }
 
 impl Seat {
-    fn sit(&self, work: &Arc<Work>) {
-        self.at.store(0, Ordering::Relaxed);
+    fn sit(&self, work: &Arc<Work>, todo: VecDeque<Work>) {
         self.beat.fetch_add(1, Ordering::Relaxed);
-        *self.work.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(work));
+        let seated = Some((Arc::clone(work), todo));
+        *self.work.lock().unwrap_or_else(PoisonError::into_inner) = seated;
     }
 
-    fn rise(&self) {
-        *self.work.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    /// Gives back what is to do next.
+    fn rise(&self) -> VecDeque<Work> {
+        let seated = self.work.lock().unwrap_or_else(PoisonError::into_inner).take();
+        seated.map(|(_, todo)| todo).unwrap_or_default()
     }
 
     /// What changes while there is progress; `None` while there is no work.
     pub(super) fn progress(&self) -> Option<(u64, usize)> {
-        let busy = self.work.lock().unwrap_or_else(PoisonError::into_inner).is_some();
-        busy.then(|| (self.beat.load(Ordering::Relaxed), self.at.load(Ordering::Relaxed)))
+        let seated = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let (work, _) = seated.as_ref()?;
+        Some((self.beat.load(Ordering::Relaxed), work.at.load(Ordering::Relaxed)))
     }
 
     /// Takes the work from a thread that hangs: what came before the record
-    /// that it hangs at, and what comes after. `None` if it was faster.
-    pub(super) fn take_over(&self) -> Option<[Work; 2]> {
-        let work = self.work.lock().unwrap_or_else(PoisonError::into_inner).take()?;
+    /// that it hangs at, and all that comes after. `None` if it was faster.
+    pub(super) fn take_over(&self) -> Option<VecDeque<Work>> {
+        let mut seated = self.work.lock().unwrap_or_else(PoisonError::into_inner);
+        let (work, _) = seated.as_ref()?;
+        // A thread that was faster takes what is to do next with it.
         if !work.claim() {
             return None;
         }
-        let hung = work.range.start + self.at.load(Ordering::Relaxed);
-        let before = Work::new(Arc::clone(&work.records), work.range.start..hung);
-        let after = Work::new(Arc::clone(&work.records), hung + 1..work.range.end);
-        Some([before, after])
+        let (work, mut left) = seated.take()?;
+        let hung = work.range.start + work.at.load(Ordering::Relaxed);
+        left.push_front(Work::new(Arc::clone(&work.records), hung + 1..work.range.end));
+        left.push_front(Work::new(Arc::clone(&work.records), work.range.start..hung));
+        Some(left)
     }
 }
 
@@ -191,20 +199,22 @@ impl Thread {
         scratch: &mut Scratch,
     ) -> Result<Option<RecordBatch>, End> {
         let pipeline = &self.runtime.pipeline;
-        self.seat.sit(&work);
-        let gate = self.incarnation.gate();
+        self.seat.sit(&work, std::mem::take(&mut self.todo));
+        let Some(inside) = self.incarnation.enter() else {
+            return Err(self.wait_for_the_end(&work));
+        };
         let records = work.range.clone().filter_map(|index| work.records.get(index));
-        let done = pipeline.process(&*self.incarnation.processor, records, &self.seat.at, scratch);
-        drop(gate);
+        let done = pipeline.process(&*self.incarnation.processor, records, &work.at, scratch);
+        drop(inside);
         if !work.claim() {
             return Err(End::Superseded);
         }
-        self.seat.rise();
+        self.todo = self.seat.rise();
         pipeline.commit(&done, scratch);
         pipeline.counts.processing.fetch_sub(done.records(), Ordering::Relaxed);
         match done.failure {
             Some(failure) => {
-                let next = work.range.start + self.seat.at.load(Ordering::Relaxed) + 1;
+                let next = work.range.start + work.at.load(Ordering::Relaxed) + 1;
                 let rest = Work::new(Arc::clone(&work.records), next..work.range.end);
                 self.todo.push_front(rest);
                 Err(End::Failed(failure, std::mem::take(&mut self.todo)))
@@ -214,6 +224,21 @@ impl Thread {
                 Ok(work.and_then(|work| Arc::into_inner(work.records)))
             }
         }
+    }
+
+    /// The processor failed in somebody else's hands. Whoever it was tells
+    /// `run` why, which ends this thread.
+    fn wait_for_the_end(&mut self, work: &Work) -> End {
+        if !work.claim() {
+            return End::Superseded;
+        }
+        self.todo = self.seat.rise();
+        self.todo.push_front(Work::new(Arc::clone(&work.records), work.range.clone()));
+        let told = |order: &AtomicBool| order.load(Ordering::Acquire);
+        while !told(&self.orders.quit) && !told(&self.orders.drain) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        End::Quit(std::mem::take(&mut self.todo))
     }
 }
 
