@@ -105,7 +105,7 @@ impl Folder {
         }
         if self.open.len() < self.limits.max_keys {
             self.open.insert(key, None);
-            self.ends.push_back((self.now_ns + self.limits.window_ns, key));
+            self.ends.push_back((self.now_ns.saturating_add(self.limits.window_ns), key));
         }
         false
     }
@@ -126,10 +126,11 @@ impl Folder {
         }
     }
 
-    /// Ends all windows.
+    /// Ends all windows, for good: what comes after passes unfolded, as nobody
+    /// would end its window.
     pub(crate) fn flush(&mut self, out: &mut impl FnMut(Event)) {
         self.advance(u64::MAX, out);
-        self.now_ns = 0;
+        self.limits.max_keys = 0;
     }
 }
 

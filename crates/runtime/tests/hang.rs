@@ -159,3 +159,27 @@ async fn a_processor_that_panicked_is_not_called_by_those_who_waited_for_it() {
     assert_eq!(records.processing, 0, "{records:?}");
     assert_exact(&observer);
 }
+
+/// Hands in storms without a pause until it is told that nothing runs.
+fn storm_on(observer: &Arc<ObserverRuntime>) -> std::thread::JoinHandle<()> {
+    let observer = Arc::clone(observer);
+    std::thread::spawn(move || while observer.process_batch(&[record(b"storm"); 16]).is_ok() {})
+}
+
+#[tokio::test]
+async fn a_storm_that_is_handed_in_at_the_very_end_leaves_nothing_in_folding() {
+    for _ in 0..200 {
+        let factory = common::Handles::default().factory("storm");
+        let observer = ObserverRuntime::builder(factory).concurrency(2).build().unwrap();
+        let (trigger, shutdown) = channel();
+        let run = tokio::spawn(Arc::clone(&observer).run(shutdown));
+        observer.started().await;
+        let callers = [storm_on(&observer), storm_on(&observer)];
+        until(|| observer.ledger().events.produced.envelopes > 100).await;
+        trigger.begin();
+        run.await.unwrap().unwrap();
+        callers.into_iter().for_each(|caller| caller.join().unwrap());
+        assert_eq!(observer.ledger().events.folding.occurrences, 0);
+        assert_exact(&observer);
+    }
+}
