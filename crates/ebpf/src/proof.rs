@@ -12,6 +12,7 @@ use std::time::Duration;
 use vahti_runtime::clock::boot_now_ns;
 
 use crate::error::EbpfError;
+use crate::kernel::KernelVersion;
 use crate::manager::AyaManager;
 
 /// How old a proof may be before the next is made.
@@ -28,6 +29,8 @@ pub struct Probe {
     pub tracepoint: &'static str,
     /// What the agent can't tell without it; in words for people.
     pub signal: &'static str,
+    /// The first kernel that has the tracepoint.
+    pub since: KernelVersion,
     /// The program's slot in `stats`, below [`SLOTS`](crate::ledger::SLOTS).
     pub slot: u32,
 }
@@ -140,7 +143,13 @@ fn complaint(report: &ProbeReport, now_boot_ns: u64) -> Option<String> {
 mod tests {
     use super::*;
 
-    const PROBE: Probe = Probe { program: "sees", tracepoint: "facts", signal: "facts", slot: 3 };
+    const PROBE: Probe = Probe {
+        program: "sees",
+        tracepoint: "facts",
+        signal: "facts",
+        since: KernelVersion(5, 8),
+        slot: 3,
+    };
 
     fn after(state: ProbeState, now: u64) -> Option<String> {
         complaint(&ProbeReport { probe: PROBE, state }, now)

@@ -12,6 +12,7 @@ use vahti_runtime::source::{
 };
 
 use crate::abi::{self, FLAG_PROOF, Header};
+use crate::kernel::KernelVersion;
 use crate::ledger::RingLedger;
 use crate::manager::{AyaManager, poll, poll_entry};
 use crate::proof::{PROOF_PERIOD, Probe, ProbeState, ProbeStates, ProofOfLife};
@@ -100,7 +101,7 @@ impl RingSource {
             Ok(()) => ProbeState::Attached,
             Err(error) => {
                 tracing::warn!(observer = self.name, %error, "can't tell {}", probe.signal);
-                ProbeState::Refused(error.to_string())
+                ProbeState::Refused(reason(probe, &error))
             }
         };
         let is_attached = state == ProbeState::Attached;
@@ -156,6 +157,16 @@ impl RingSource {
             }
             taken
         })
+    }
+}
+
+/// Why the kernel refused; where it is too old for it, just that.
+fn reason(probe: &Probe, error: &crate::EbpfError) -> String {
+    match KernelVersion::running() {
+        Some(version) if version < probe.since => {
+            format!("{} needs Linux {}, this is {version}", probe.tracepoint, probe.since)
+        }
+        _ => error.to_string(),
     }
 }
 

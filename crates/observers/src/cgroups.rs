@@ -1,5 +1,6 @@
 //! Cgroups by the path that the kernel captured, shared between events.
 
+use std::hash::{BuildHasherDefault, Hasher};
 use std::num::NonZeroUsize;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -22,7 +23,29 @@ const ROOT_ID: u64 = 1;
 #[derive(Debug)]
 pub(crate) struct CgroupNames {
     version: u8,
-    known: Mutex<LruCache<u64, Known>>,
+    known: Mutex<LruCache<u64, Known, BuildHasherDefault<IdHasher>>>,
+}
+
+/// Spreads ids that the kernel counts up; nobody chooses them, so a keyed hash
+/// would only cost time, once an event.
+#[derive(Debug, Default)]
+struct IdHasher(u64);
+
+impl Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, id: u64) {
+        // 2^64 / golden ratio; the high bits are the best mixed.
+        self.0 = (self.0 ^ id).wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_right(32);
+    }
 }
 
 #[derive(Debug)]
@@ -44,7 +67,10 @@ pub(crate) struct Named {
 
 impl CgroupNames {
     pub(crate) fn new(version: u8) -> Self {
-        CgroupNames { version, known: Mutex::new(LruCache::new(KEPT)) }
+        CgroupNames {
+            version,
+            known: Mutex::new(LruCache::with_hasher(KEPT, BuildHasherDefault::default())),
+        }
     }
 
     /// `raw`: names from the leaf to the root, each followed by a NUL.

@@ -4,6 +4,7 @@ use aya::maps::HashMap;
 use vahti_ebpf::abi::{self, SelfFacts};
 use vahti_ebpf::cgroup::Hierarchy;
 use vahti_ebpf::error::EbpfError;
+use vahti_ebpf::kernel::KernelVersion;
 use vahti_ebpf::loader::Object;
 use vahti_ebpf::manager::AyaManager;
 use vahti_ebpf::proof::{Probe, ProofOfLife};
@@ -25,30 +26,35 @@ pub const PROBES: [Probe; 5] = [
         program: "cgroup_attach",
         tracepoint: "cgroup_attach_task",
         signal: "which process is a container's first",
+        since: KernelVersion(5, 8),
         slot: slot::ATTACH,
     },
     Probe {
         program: "process_exec",
         tracepoint: "sched_process_exec",
         signal: "which process is the first of a container that shares a pid namespace",
+        since: KernelVersion(5, 8),
         slot: slot::EXEC,
     },
     Probe {
         program: "signal_sent",
         tracepoint: "signal_generate",
         signal: "OOM kills, and who sent a fatal signal",
+        since: KernelVersion(5, 8),
         slot: slot::SIGNAL,
     },
     Probe {
         program: "oom_kill",
         tracepoint: "mark_victim",
         signal: "OOM kills",
+        since: KernelVersion(5, 8),
         slot: slot::OOM_KILL,
     },
     Probe {
         program: "process_exit",
         tracepoint: "sched_process_exit",
         signal: "crashes and container exits",
+        since: KernelVersion(5, 8),
         slot: slot::EXIT,
     },
 ];

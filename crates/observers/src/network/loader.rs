@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use vahti_ebpf::abi::{self, SelfFacts};
 use vahti_ebpf::error::EbpfError;
+use vahti_ebpf::kernel::KernelVersion;
 use vahti_ebpf::loader::Object;
 use vahti_ebpf::manager::AyaManager;
 use vahti_ebpf::proof::{Probe, ProofOfLife};
@@ -26,36 +27,42 @@ pub const PROBES: [Probe; 6] = [
         program: "connection_begin",
         tracepoint: "inet_sock_set_state",
         signal: "which process a failed connection belongs to",
+        since: KernelVersion(5, 8),
         slot: slot::BEGIN,
     },
     Probe {
         program: "connection_receive",
         tracepoint: "tcp_rcv_space_adjust",
         signal: "which process an accepted connection belongs to",
+        since: KernelVersion(5, 8),
         slot: slot::RECEIVE,
     },
     Probe {
         program: "connection_error",
         tracepoint: "inet_sk_error_report",
         signal: "connections that a firewall on this machine rejects",
+        since: KernelVersion(5, 14),
         slot: slot::ERROR,
     },
     Probe {
         program: "route_v4",
         tracepoint: "fib_table_lookup",
         signal: "IPv4 connections to where no route leads",
+        since: KernelVersion(5, 8),
         slot: slot::ROUTE_V4,
     },
     Probe {
         program: "route_v6",
         tracepoint: "fib6_table_lookup",
         signal: "IPv6 connections to where no route leads",
+        since: KernelVersion(5, 8),
         slot: slot::ROUTE_V6,
     },
     Probe {
         program: "connection_end",
         tracepoint: "inet_sock_set_state",
         signal: "failed TCP connections",
+        since: KernelVersion(5, 8),
         slot: slot::END,
     },
 ];
