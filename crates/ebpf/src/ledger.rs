@@ -11,9 +11,10 @@ use crate::proof::ProbeStates;
 use crate::ring::Ring;
 use crate::sys::ProgramCounters;
 
-/// How many programs an object can have that write records (`SLOTS` in
-/// `bpf/vahti.bpf.h`).
-pub const SLOTS: u32 = 8;
+const SHARED_FILE: &str = include_str!("../bpf/vahti.bpf.h");
+
+/// How many programs an object can have that write records.
+pub const SLOTS: u32 = crate::abi_constant!(SHARED_FILE, "SLOTS") as u32;
 
 /// A row of the `stats` map, as aya wants it: attempted, submitted, lost.
 type StatsRow = [u64; 3];
