@@ -245,6 +245,7 @@ impl Event {
     }
 }
 
+#[allow(clippy::ptr_arg, reason = "whether it is owned is the question")]
 fn owned_len(text: &std::borrow::Cow<'static, str>) -> usize {
     match text {
         std::borrow::Cow::Borrowed(_) => 0,

@@ -14,6 +14,9 @@ use crate::event::{Endpoint, Event, EventData, Network, Process};
 use crate::ids::{EventId, SpanId, TraceId};
 use crate::ledger::Tally;
 
+/// How many bits of a trace id sampling looks at.
+const RANDOM_BITS: u32 = 56;
+
 /// What can be set about folding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct FoldLimits {
@@ -179,11 +182,17 @@ fn first_of(event: Event, (id, hash): (EventId, u128)) -> Event {
     }
 }
 
-/// A summary of several incidents is a trace of its own.
+/// A summary of several incidents is a trace of its own. It passed the
+/// threshold of its parts, so whoever samples what arrives once more must find
+/// a randomness above it, as uniform as theirs was.
 fn finished(mut summary: Event) -> Event {
     if let (false, Some(span)) = (summary.trace_id.is_set(), summary.span_id) {
         let hash = crate::ids::identity_hash("summary", &[&span.get().to_le_bytes()]);
-        summary.trace_id = TraceId::from_hash(hash);
+        let threshold = u128::from(summary.sampling_threshold);
+        let range = (1 << RANDOM_BITS) - threshold;
+        let randomness = u128::from(TraceId(hash).randomness());
+        let kept = threshold + ((randomness * range) >> RANDOM_BITS);
+        summary.trace_id = TraceId::from_hash((hash >> RANDOM_BITS << RANDOM_BITS) | kept);
     }
     summary
 }
@@ -206,10 +215,9 @@ fn absorb(summary: &mut Event, event: &Event) {
     // A start time is derived from the wall clock anew for each record, so it
     // may differ by a few microseconds within one incarnation of a process.
     let same_process = summary.entity.is_some() && summary.entity == event.entity;
-    if !same_process {
-        share_process(&mut summary.process, &event.process);
-    }
+    share_process(&mut summary.process, &event.process, same_process);
     keep_if_equal(&mut summary.entity, &event.entity);
+    keep_if_equal(&mut summary.cause, &event.cause);
     keep_if_equal(&mut summary.unresolved, &event.unresolved);
     keep_if_equal(&mut summary.error, &event.error);
     if summary.trace_id != event.trace_id {
@@ -232,7 +240,7 @@ fn absorb(summary: &mut Event, event: &Event) {
     }
 }
 
-fn share_process(summary: &mut Option<Process>, event: &Option<Process>) {
+fn share_process(summary: &mut Option<Process>, event: &Option<Process>, same_entity: bool) {
     if summary == event {
         return;
     }
@@ -240,7 +248,7 @@ fn share_process(summary: &mut Option<Process>, event: &Option<Process>) {
         *summary = None;
         return;
     };
-    if mine.pid != other.pid || mine.start_ns != other.start_ns {
+    if mine.pid != other.pid || (mine.start_ns != other.start_ns && !same_entity) {
         (mine.pid, mine.start_ns) = (None, None);
     }
     keep_if_equal(&mut mine.name, &other.name);
@@ -272,3 +280,6 @@ fn share_network(mine: &mut Network, other: &Network) {
     share(&mut mine.local, &other.local);
     share(&mut mine.peer, &other.peer);
 }
+
+#[cfg(all(test, not(shuttle)))]
+mod tests;

@@ -12,7 +12,7 @@ use crate::fold::Folder;
 use crate::ids::{EventIds, RecordPosition, SpanId, TraceId};
 use crate::lane::Lane;
 use crate::ledger::{FailReason, ObserverCounts, Tally, add};
-use crate::metrics::{MetricKind, Registry};
+use crate::metrics::{MetricKind, Registry, Series};
 use crate::panic::{Panicked, contain};
 use crate::pool::{EventPool, share};
 use crate::processor::{EventProcessor, Output, ProcessError, RawRecord};
@@ -36,6 +36,7 @@ pub(crate) struct Pipeline {
     pub(crate) pool: Arc<EventPool>,
     pub(crate) counts: ObserverCounts,
     pub(crate) metrics: Registry,
+    pub(crate) kinds: Mutex<KindCounter>,
 }
 
 /// An event that the processor made, and which record it comes from.
@@ -90,7 +91,7 @@ impl Pipeline {
         let mut done = Processed::default();
         let observed_ns = ClockPair::now().wall_ns;
         let Scratch { made, spare, .. } = scratch;
-        self.pool.take(SPARE, spare);
+        self.pool.take(SPARE.saturating_sub(spare.len()), spare);
         let result = contain(&self.origin.source, || {
             for (index, record) in records.enumerate() {
                 at.store(index, Ordering::Relaxed);
@@ -194,14 +195,14 @@ impl Pipeline {
     fn route(&self, scratch: &mut Scratch) {
         let (mut produced, mut sampled_out, mut routed) =
             (Tally::default(), Tally::default(), Tally::default());
-        let mut kinds = KindCounter::new(self);
-        let Scratch { made, routed: out, .. } = scratch;
+        let Scratch { made, routed: out, spare, .. } = scratch;
+        let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
         let mut causality = self.causality.lock();
         let mut folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner);
         for Made { mut event, position } in made.drain(..) {
             let tally = Tally::one(event.count);
             produced += tally;
-            kinds.count(&event);
+            kinds.count(&event, self);
             if event.cause.is_some()
                 && let Some(event) = Arc::get_mut(&mut event)
             {
@@ -211,6 +212,7 @@ impl Pipeline {
             causality.remember(&event);
             if event.weight == 0.0 {
                 sampled_out += tally;
+                keep(event, spare);
                 continue;
             }
             folder.advance(position.boot_ns, &mut |summary| {
@@ -220,7 +222,9 @@ impl Pipeline {
                 let position = RecordPosition { ordinal: position.ordinal | SUMMARY, ..position };
                 self.ids.derive(event.time_ns, &position)
             };
-            if !folder.offer(&event, position.boot_ns, summary_id) {
+            if folder.offer(&event, position.boot_ns, summary_id) {
+                keep(event, spare);
+            } else {
                 emit(event, &mut routed, out);
             }
         }
@@ -228,6 +232,7 @@ impl Pipeline {
         drop(folder);
         drop(causality);
         kinds.flush();
+        drop(kinds);
         self.counts.produced.add(produced);
         self.counts.sampled_out.add(sampled_out);
         self.hand_over(routed, scratch);
@@ -276,50 +281,81 @@ impl Pipeline {
     }
 }
 
+/// Keeps the memory of an event that goes no further.
+#[inline]
+fn keep(mut event: Arc<Event>, spare: &mut Vec<Arc<Event>>) {
+    if spare.len() < SPARE
+        && let Some(own) = Arc::get_mut(&mut event)
+    {
+        own.let_go();
+        spare.push(event);
+    }
+}
+
 #[inline]
 fn emit(event: Arc<Event>, routed: &mut Tally, out: &mut Vec<Arc<Event>>) {
     *routed += Tally::one(event.count);
     out.push(event);
 }
 
-/// Counts events by kind, severity and outcome, before sampling. Runs of equal
-/// events cost one look-up.
-struct KindCounter<'a> {
-    pipeline: &'a Pipeline,
-    run: Option<(&'static EventKind, Severity, Outcome)>,
-    count: u64,
+/// Counts events by kind, severity and outcome, before sampling. Those are
+/// few, so each one's series is looked up once and found again by a short scan.
+#[derive(Debug, Default)]
+pub(crate) struct KindCounter {
+    known: Vec<KindCount>,
+    /// Where the last event's is: the next one is often of the same kind.
+    last: usize,
 }
 
-impl<'a> KindCounter<'a> {
-    fn new(pipeline: &'a Pipeline) -> Self {
-        KindCounter { pipeline, run: None, count: 0 }
+#[derive(Debug)]
+struct KindCount {
+    kind: &'static EventKind,
+    severity: Severity,
+    outcome: Outcome,
+    series: Series,
+    pending: u64,
+}
+
+impl KindCount {
+    fn is_of(&self, event: &Event) -> bool {
+        std::ptr::eq(self.kind, event.kind)
+            && (self.severity, self.outcome) == (event.severity, event.outcome)
+    }
+}
+
+impl KindCounter {
+    #[inline]
+    fn count(&mut self, event: &Event, pipeline: &Pipeline) {
+        if !self.known.get(self.last).is_some_and(|known| known.is_of(event)) {
+            self.last = match self.known.iter().position(|known| known.is_of(event)) {
+                Some(index) => index,
+                None => self.learn(event, pipeline),
+            };
+        }
+        if let Some(known) = self.known.get_mut(self.last) {
+            known.pending += event.count;
+        }
     }
 
-    #[inline]
-    fn count(&mut self, event: &Event) {
-        let this = (event.kind, event.severity, event.outcome);
-        let same = self.run.is_some_and(|(kind, severity, outcome)| {
-            std::ptr::eq(kind, this.0) && (severity, outcome) == (this.1, this.2)
-        });
-        if !same {
-            self.flush();
-            self.run = Some(this);
-        }
-        self.count += event.count;
+    fn learn(&mut self, event: &Event, pipeline: &Pipeline) -> usize {
+        let labels = [
+            ("observer", &*pipeline.origin.source),
+            ("type", event.kind.event_type()),
+            ("subtype", event.kind.subtype()),
+            ("severity", event.severity.as_str()),
+            ("outcome", event.outcome.as_str()),
+        ];
+        let series = pipeline.metrics.series("vahti_events_total", MetricKind::Counter, &labels);
+        let Event { kind, severity, outcome, .. } = *event;
+        self.known.push(KindCount { kind, severity, outcome, series, pending: 0 });
+        self.known.len() - 1
     }
 
     fn flush(&mut self) {
-        let Some((kind, severity, outcome)) = self.run.take() else { return };
-        let labels = [
-            ("observer", &*self.pipeline.origin.source),
-            ("type", kind.event_type()),
-            ("subtype", kind.subtype()),
-            ("severity", severity.as_str()),
-            ("outcome", outcome.as_str()),
-        ];
-        self.pipeline
-            .metrics
-            .series("vahti_events_total", MetricKind::Counter, &labels)
-            .add(std::mem::take(&mut self.count));
+        for known in &mut self.known {
+            if known.pending > 0 {
+                known.series.add(std::mem::take(&mut known.pending));
+            }
+        }
     }
 }

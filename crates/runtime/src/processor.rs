@@ -47,6 +47,7 @@ impl RawRecord<'_> {
 }
 
 /// What a processor made of a record.
+#[allow(clippy::large_enum_variant, reason = "a box would cost an allocation an event")]
 #[derive(Debug, Default)]
 pub enum Output {
     /// Not interesting: the record counts as ignored.

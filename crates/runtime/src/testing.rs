@@ -195,7 +195,6 @@ pub struct CapturingEmitter {
 impl CapturingEmitter {
     /// What makes the emitter, for `ObserverRuntimeBuilder::emitter`, and what
     /// it will have got.
-    #[must_use]
     pub fn new(name: &str) -> (impl Fn() -> CapturingEmitter + Send + 'static, Captured) {
         let captured = Captured::default();
         let (name, kept) = (name.to_owned(), captured.clone());

@@ -60,7 +60,7 @@ fn parse(text: &str, units: &[(&str, u64)], expected: &'static str) -> Result<u6
 /// The largest unit that leaves a whole number below 1,000, else the largest
 /// that leaves a whole number.
 fn show(value: u64, units: &[(&str, u64)], f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    let unit = units.iter().find(|(_, scale)| value >= *scale && value % *scale == 0);
+    let unit = units.iter().find(|(_, scale)| value >= *scale && value.is_multiple_of(*scale));
     let (name, scale) = unit.copied().unwrap_or(("", 1));
     write!(f, "{}{name}", value / scale)
 }

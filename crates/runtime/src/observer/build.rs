@@ -222,6 +222,7 @@ impl ObserverRuntimeBuilder {
             pool,
             counts: ObserverCounts::default(),
             metrics: Registry::new(&config.metrics),
+            kinds: Mutex::default(),
         };
         let health = Arc::new(HealthChecker::new(config.health.clone(), &name));
         let runtime = Arc::new(ObserverRuntime {
