@@ -6,7 +6,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use vahti_runtime::emitter::{Delivery, Emission, EmitOutcome, EventEmitter};
-use vahti_runtime::event::{Event, EventKind, Priority, Severity};
+use vahti_runtime::event::{ErrorInfo, Event, EventKind, Priority, Severity};
 use vahti_runtime::observer::ObserverRuntime;
 use vahti_runtime::processor::{EventProcessor, Output, ProcessError, RawRecord};
 
@@ -76,7 +76,8 @@ impl EventProcessor for Obedient {
         let event = |kind| Event::new(kind, Severity::Info);
         match record.bytes {
             b"critical" => Ok(event(&CRITICAL).into()),
-            b"storm" => Ok(event(&STORM).into()),
+            [b's', b't', b'o', b'r', b'm', key @ ..] => Ok(storm(key).into()),
+            b"failure" => Ok(Event::new(&NORMAL, Severity::Error).into()),
             b"several" => Ok(Output::Several(vec![event(&NORMAL), event(&CRITICAL)])),
             b"none" => Ok(Output::Nothing),
             b"bad" => Err(ProcessError::Malformed { what: "bad on purpose", len: 3 }),
@@ -94,6 +95,13 @@ impl EventProcessor for Obedient {
         self.torn_down.fetch_add(1, Ordering::SeqCst);
         Box::pin(std::future::ready(Ok(())))
     }
+}
+
+/// Part of the storm of this key, the empty one included.
+fn storm(key: &[u8]) -> Event {
+    let code = String::from_utf8_lossy(key).into_owned().into();
+    let error = ErrorInfo { code, message: "stormy".into(), cause: None };
+    Event { error: Some(error), ..Event::new(&STORM, Severity::Info) }
 }
 
 /// What an emitter does with its nth batch.
