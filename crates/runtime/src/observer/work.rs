@@ -139,7 +139,7 @@ impl Thread {
                 match self.process(Arc::new(work), &mut scratch) {
                     Ok(Some(batch)) => spare = batch,
                     Ok(None) => {}
-                    Err(end) => return end,
+                    Err(end) => return *end,
                 }
                 continue;
             }
@@ -197,17 +197,17 @@ impl Thread {
         &mut self,
         work: Arc<Work>,
         scratch: &mut Scratch,
-    ) -> Result<Option<RecordBatch>, End> {
+    ) -> Result<Option<RecordBatch>, Box<End>> {
         let pipeline = &self.runtime.pipeline;
         self.seat.sit(&work, std::mem::take(&mut self.todo));
         let Some(inside) = self.incarnation.enter() else {
-            return Err(self.wait_for_the_end(&work));
+            return Err(Box::new(self.wait_for_the_end(&work)));
         };
         let records = work.range.clone().filter_map(|index| work.records.get(index));
         let done = pipeline.process(&*self.incarnation.processor, records, &work.at, scratch);
         drop(inside);
         if !work.claim() {
-            return Err(End::Superseded);
+            return Err(Box::new(End::Superseded));
         }
         self.todo = self.seat.rise();
         pipeline.commit(&done, scratch);
@@ -217,7 +217,7 @@ impl Thread {
                 let next = work.range.start + work.at.load(Ordering::Relaxed) + 1;
                 let rest = Work::new(Arc::clone(&work.records), next..work.range.end);
                 self.todo.push_front(rest);
-                Err(End::Failed(failure, std::mem::take(&mut self.todo)))
+                Err(Box::new(End::Failed(failure, std::mem::take(&mut self.todo))))
             }
             None => {
                 let work = Arc::into_inner(work);
