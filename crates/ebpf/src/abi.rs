@@ -1,7 +1,7 @@
 //! The layout of records, checked against the C headers when this compiles.
 //!
 //! A header states the size of each struct and the offset of each field in
-//! lines that clang checks (`VAHTI_SIZE`, `VAHTI_OFFSET`). [`abi_struct!`]
+//! lines that clang checks (`VAHTI_SIZE`, `VAHTI_OFFSET`). `abi_struct!`
 //! reads the same lines out of the same file in a constant: a struct that
 //! differs by one field does not compile on either side.
 
