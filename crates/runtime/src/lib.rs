@@ -29,3 +29,6 @@ mod lane;
 mod pipeline;
 mod pool;
 mod sync;
+
+#[cfg(all(test, shuttle))]
+mod shuttle_tests;
