@@ -13,8 +13,10 @@
 //! whether the bell is armed before the work is put down, and `wait` not looking
 //! again after it armed the bell, both end in a deadlock (kept as tests below);
 //! so do `wait` arming the bell after it looked, `ring` disarming without waking,
-//! and `close` not telling `settled`. `give_up` that leaves the epoch alone fails
+//! and `close` or `settle` not telling `settled`. `give_up` that leaves the epoch alone fails
 //! the counts.
+
+#![allow(clippy::unwrap_used)] // The module as a whole is a test.
 
 use std::sync::Arc;
 
@@ -164,8 +166,11 @@ fn shuttle_what_comes_while_it_closes_is_counted_and_the_drain_ends() {
         let producer = thread::spawn(move || producer.produce(0, 1));
         let worker = Arc::clone(&stage);
         let worker = thread::spawn(move || worker.work());
+        // Waits before the lanes are closed, too.
+        let waiter = Arc::clone(&stage);
+        let waiter = thread::spawn(move || waiter.lanes.iter().for_each(|l| block_on(l.settled())));
         stage.end();
-        stage.lanes.iter().for_each(|lane| block_on(lane.settled()));
+        waiter.join().unwrap();
         producer.join().unwrap();
         let [seen, _] = worker.join().unwrap();
         let line = stage.lanes[0].line();
