@@ -4,7 +4,7 @@
 //! a stable identity, so two nodes that know the same facts derive the same
 //! ids. Event ids are ULIDs of the event's own time whose entropy is a hash of
 //! where the record came from, so replaying a recording gives the same ids.
-//! The test vectors at the end of this file are a contract: kinds are added,
+//! The vectors in `tests/vectors/ids.json` are a contract: kinds are added,
 //! none changes.
 
 use std::fmt;
