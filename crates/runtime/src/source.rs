@@ -170,6 +170,11 @@ pub trait Interrupt: Send + Sync {
     fn interrupt(&self);
 }
 
+/// For a source whose reads never wait.
+impl Interrupt for () {
+    fn interrupt(&self) {}
+}
+
 /// Whence an observer's records come. Used by one thread at a time.
 pub trait Source: Send {
     /// For logs and errors.
@@ -181,7 +186,9 @@ pub trait Source: Send {
     /// What could not be started; a start-up error of the observer. A part
     /// that can't run here while the rest can is not an error: the source
     /// says so in its health.
-    fn start(&mut self) -> Result<(), LifecycleError>;
+    fn start(&mut self) -> Result<(), LifecycleError> {
+        Ok(())
+    }
 
     /// Copies records into `batch`, waiting for the first one until `timeout`
     /// has passed (`None`: for ever) or [`Interrupt::interrupt`] is called.
