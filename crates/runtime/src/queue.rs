@@ -5,9 +5,14 @@
 //! It allocates as it fills, up to its capacity, and never again. What it
 //! gives up is handed back, so that nothing is dropped inside the lock.
 
+mod random;
+
+use std::collections::VecDeque;
+
 use crate::config::DropPolicy;
 use crate::event::Priority;
 use crate::sync::{Mutex, lock};
+use random::RandomList;
 
 /// Why an item was given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -121,45 +126,66 @@ impl<T> BoundedQueue<T> {
     }
 }
 
-const NONE: u32 = u32::MAX;
-
-/// A place in the slab: part of one priority's list, or of the free list.
+/// What waits of one priority, oldest first.
 #[derive(Debug)]
-struct Node<T> {
-    item: Option<T>,
-    bytes: usize,
-    prev: u32,
-    next: u32,
-    /// Where this node stands in its list's `order`; only for `Random`.
-    place: u32,
+enum List<T> {
+    /// Leaves at either end: oldest and newest need no more.
+    Line(VecDeque<(T, usize)>),
+    /// Leaves anywhere.
+    Random(RandomList<T>),
 }
 
-#[derive(Debug)]
-struct List {
-    head: u32,
-    tail: u32,
-    len: usize,
-    bytes: usize,
-    /// All nodes of the list in no order, to pick one uniformly; only for
-    /// `Random`.
-    order: Vec<u32>,
-}
-
-impl List {
-    const fn new() -> Self {
-        List { head: NONE, tail: NONE, len: 0, bytes: 0, order: Vec::new() }
+impl<T> List<T> {
+    fn new(policy: DropPolicy) -> Self {
+        match policy {
+            DropPolicy::Oldest | DropPolicy::Newest => List::Line(VecDeque::new()),
+            DropPolicy::Random => List::Random(RandomList::new()),
+        }
     }
+
+    fn len(&self) -> usize {
+        match self {
+            List::Line(line) => line.len(),
+            List::Random(list) => list.len(),
+        }
+    }
+
+    #[inline]
+    fn push_back(&mut self, item: T, bytes: usize, capacity: usize) {
+        match self {
+            List::Line(line) => {
+                if line.len() == line.capacity() {
+                    line.reserve_exact(growth(line.len(), capacity));
+                }
+                line.push_back((item, bytes));
+            }
+            List::Random(list) => list.push_back(item, bytes, capacity),
+        }
+    }
+
+    #[inline]
+    fn pop_front(&mut self) -> Option<(T, usize)> {
+        match self {
+            List::Line(line) => line.pop_front(),
+            List::Random(list) => list.pop_front(),
+        }
+    }
+}
+
+/// How much memory to ask for: twice what there is, on the way to the capacity
+/// and never beyond it.
+fn growth(len: usize, capacity: usize) -> usize {
+    len.max(64).min(capacity.saturating_sub(len)).max(1)
 }
 
 /// The queue without its lock; lanes keep their accounts under the same one.
 #[derive(Debug)]
 pub(crate) struct QueueCore<T> {
-    nodes: Vec<Node<T>>,
-    free: u32,
     /// By priority.
-    lists: [List; 2],
+    lists: [List<T>; 2],
+    /// By priority.
+    bytes: [usize; 2],
     len: usize,
-    bytes: usize,
     capacity: usize,
     max_bytes: usize,
     policy: DropPolicy,
@@ -168,15 +194,11 @@ pub(crate) struct QueueCore<T> {
 
 impl<T> QueueCore<T> {
     pub(crate) fn new(config: QueueConfig) -> Self {
-        // Node numbers are 32 bits wide and the last one means "none".
-        let capacity = config.capacity.clamp(1, NONE as usize - 1);
         QueueCore {
-            nodes: Vec::new(),
-            free: NONE,
-            lists: [List::new(), List::new()],
+            lists: [List::new(config.policy), List::new(config.policy)],
+            bytes: [0; 2],
             len: 0,
-            bytes: 0,
-            capacity,
+            capacity: config.capacity.clamp(1, random::MAX_LEN),
             max_bytes: config.max_bytes,
             policy: config.policy,
             random: 0x9E37_79B9_7F4A_7C15 ^ crate::clock::boot_now_ns(),
@@ -188,19 +210,11 @@ impl<T> QueueCore<T> {
     }
 
     pub(crate) fn len_of(&self, priority: Priority) -> usize {
-        self.list(priority).len
+        self.lists[priority as usize].len()
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    fn list(&self, priority: Priority) -> &List {
-        &self.lists[priority as usize]
-    }
-
-    fn list_mut(&mut self, priority: Priority) -> &mut List {
-        &mut self.lists[priority as usize]
+        self.bytes[0] + self.bytes[1]
     }
 
     /// Puts an item in. What is displaced goes to `give_up`; an item that is
@@ -220,16 +234,19 @@ impl<T> QueueCore<T> {
             if !self.can_make_room(priority, bytes, why) {
                 return Some((item, why));
             }
-            self.make_room(priority, bytes, give_up);
+            self.make_room(priority, bytes, why, give_up);
         }
-        self.append(item, priority, bytes);
+        self.lists[priority as usize].push_back(item, bytes, self.capacity);
+        self.bytes[priority as usize] += bytes;
+        self.len += 1;
         None
     }
 
+    #[inline]
     fn lacks(&self, bytes: usize) -> Option<QueueDrop> {
         if self.len >= self.capacity {
             Some(QueueDrop::Items)
-        } else if self.bytes.saturating_add(bytes) > self.max_bytes {
+        } else if self.bytes().saturating_add(bytes) > self.max_bytes {
             Some(QueueDrop::Bytes)
         } else {
             None
@@ -238,139 +255,71 @@ impl<T> QueueCore<T> {
 
     /// Whether displacing what may be displaced for such an item is enough.
     fn can_make_room(&self, priority: Priority, bytes: usize, why: QueueDrop) -> bool {
-        let newest = self.policy == DropPolicy::Newest;
-        match priority {
-            Priority::Normal if newest => false,
+        match (priority, self.policy) {
+            (Priority::Normal, DropPolicy::Newest) => false,
+            (Priority::Critical, DropPolicy::Oldest | DropPolicy::Random) => true,
             // Only normal events may go.
-            Priority::Normal => self.normals_suffice(bytes, why),
-            Priority::Critical if newest => self.normals_suffice(bytes, why),
-            Priority::Critical => true,
-        }
-    }
-
-    fn normals_suffice(&self, bytes: usize, why: QueueDrop) -> bool {
-        (why != QueueDrop::Items || self.list(Priority::Normal).len > 0)
-            && self.list(Priority::Critical).bytes.saturating_add(bytes) <= self.max_bytes
-    }
-
-    fn make_room(
-        &mut self,
-        priority: Priority,
-        bytes: usize,
-        give_up: &mut impl FnMut(T, Priority, QueueDrop),
-    ) {
-        while let Some(why) = self.lacks(bytes) {
-            let from =
-                if self.list(Priority::Normal).len > 0 { Priority::Normal } else { priority };
-            let node = match self.policy {
-                DropPolicy::Oldest => self.list(from).head,
-                DropPolicy::Newest => self.list(from).tail,
-                DropPolicy::Random => self.pick(from),
-            };
-            match self.remove(node, from) {
-                Some(item) => give_up(item, from, why),
-                None => break,
+            (Priority::Normal, _) | (Priority::Critical, DropPolicy::Newest) => {
+                (why != QueueDrop::Items || self.len_of(Priority::Normal) > 0)
+                    && self.bytes[Priority::Critical as usize].saturating_add(bytes)
+                        <= self.max_bytes
             }
         }
     }
 
-    /// A node of the list, each as likely as the other.
-    fn pick(&mut self, priority: Priority) -> u32 {
-        // xorshift64*; a multiply-shift maps it to the list without a modulo.
+    #[inline]
+    fn make_room(
+        &mut self,
+        priority: Priority,
+        bytes: usize,
+        mut why: QueueDrop,
+        give_up: &mut impl FnMut(T, Priority, QueueDrop),
+    ) {
+        loop {
+            let normals = self.len_of(Priority::Normal);
+            let from = if normals > 0 { Priority::Normal } else { priority };
+            match self.displace(from) {
+                Some(item) => give_up(item, from, why),
+                None => return,
+            }
+            match self.lacks(bytes) {
+                Some(still) => why = still,
+                None => return,
+            }
+        }
+    }
+
+    /// Removes one item, as the policy says.
+    #[inline]
+    fn displace(&mut self, from: Priority) -> Option<T> {
+        let random = match self.policy {
+            DropPolicy::Random => self.next_random(),
+            DropPolicy::Oldest | DropPolicy::Newest => 0,
+        };
+        let (item, bytes) = match (&mut self.lists[from as usize], self.policy) {
+            (List::Random(list), _) => list.pop_random(random)?,
+            (List::Line(line), DropPolicy::Newest) => line.pop_back()?,
+            (List::Line(line), _) => line.pop_front()?,
+        };
+        self.bytes[from as usize] -= bytes;
+        self.len -= 1;
+        Some(item)
+    }
+
+    /// xorshift64*: fast, and uniform enough for a choice of victims.
+    fn next_random(&mut self) -> u64 {
         self.random ^= self.random >> 12;
         self.random ^= self.random << 25;
         self.random ^= self.random >> 27;
-        let random = self.random.wrapping_mul(0x2545_F491_4F6C_DD1D);
-        let order = &self.list(priority).order;
-        let index = (u128::from(random) * order.len() as u128) >> 64;
-        order.get(index as usize).copied().unwrap_or(NONE)
+        self.random.wrapping_mul(0x2545_F491_4F6C_DD1D)
     }
 
     /// Takes the oldest item of one priority.
     #[inline]
     pub(crate) fn pop(&mut self, priority: Priority) -> Option<T> {
-        self.remove(self.list(priority).head, priority)
-    }
-
-    #[inline]
-    fn append(&mut self, item: T, priority: Priority, bytes: usize) {
-        let tail = self.list(priority).tail;
-        let place = match self.policy {
-            DropPolicy::Random => self.list(priority).order.len() as u32,
-            DropPolicy::Oldest | DropPolicy::Newest => NONE,
-        };
-        let node = Node { item: Some(item), bytes, prev: tail, next: NONE, place };
-        let index = self.place(node);
-        if let Some(tail) = self.nodes.get_mut(tail as usize) {
-            tail.next = index;
-        }
-        let random = self.policy == DropPolicy::Random;
-        let list = self.list_mut(priority);
-        if list.head == NONE {
-            list.head = index;
-        }
-        list.tail = index;
-        list.len += 1;
-        list.bytes += bytes;
-        if random {
-            list.order.push(index);
-        }
-        self.len += 1;
-        self.bytes += bytes;
-    }
-
-    /// Puts a node into a free place of the slab.
-    #[inline]
-    fn place(&mut self, node: Node<T>) -> u32 {
-        let index = self.free;
-        if let Some(slot) = self.nodes.get_mut(index as usize) {
-            self.free = slot.next;
-            *slot = node;
-            return index;
-        }
-        if self.nodes.len() == self.nodes.capacity() {
-            // Doubles on the way to the capacity, and never passes it.
-            let more = self.nodes.len().max(64).min(self.capacity - self.nodes.len());
-            self.nodes.reserve_exact(more);
-        }
-        self.nodes.push(node);
-        // `len` is below `capacity`, which fits into 32 bits.
-        (self.nodes.len() - 1) as u32
-    }
-
-    fn leave_order(&mut self, place: u32, priority: Priority) {
-        let order = &mut self.list_mut(priority).order;
-        order.swap_remove(place as usize);
-        let moved = order.get(place as usize).copied();
-        if let Some(node) = moved.and_then(|n| self.nodes.get_mut(n as usize)) {
-            node.place = place;
-        }
-    }
-
-    #[inline]
-    fn remove(&mut self, index: u32, priority: Priority) -> Option<T> {
-        let free = self.free;
-        let node = self.nodes.get_mut(index as usize)?;
-        let item = node.item.take()?;
-        let (prev, next, bytes, place) = (node.prev, node.next, node.bytes, node.place);
-        node.next = free;
-        self.free = index;
-        match self.nodes.get_mut(prev as usize) {
-            Some(node) => node.next = next,
-            None => self.list_mut(priority).head = next,
-        }
-        match self.nodes.get_mut(next as usize) {
-            Some(node) => node.prev = prev,
-            None => self.list_mut(priority).tail = prev,
-        }
-        let list = self.list_mut(priority);
-        list.len -= 1;
-        list.bytes -= bytes;
+        let (item, bytes) = self.lists[priority as usize].pop_front()?;
+        self.bytes[priority as usize] -= bytes;
         self.len -= 1;
-        self.bytes -= bytes;
-        if place != NONE {
-            self.leave_order(place, priority);
-        }
         Some(item)
     }
 }
@@ -476,6 +425,10 @@ mod tests {
             }
             assert_eq!(drain(&queue).len(), 1_000);
         }
-        assert!(lock(&queue.core).nodes.capacity() <= 1_000);
+        let core = lock(&queue.core);
+        assert!(core.lists.iter().all(|list| match list {
+            List::Line(line) => line.capacity() <= 1_000,
+            List::Random(list) => list.capacity() <= 1_000,
+        }));
     }
 }
