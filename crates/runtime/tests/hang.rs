@@ -1,7 +1,7 @@
 //! What waits behind a processor that hangs or failed: callers are let go, and
 //! records are not forgotten.
 #![cfg(not(shuttle))]
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod common;
 

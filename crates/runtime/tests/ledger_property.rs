@@ -5,7 +5,7 @@
 //! an end at any moment. What the emitters saw is counted by themselves, apart
 //! from the ledger.
 #![cfg(not(shuttle))]
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
 mod common;
 
