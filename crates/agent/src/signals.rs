@@ -6,12 +6,17 @@
 
 use std::io;
 use std::mem::MaybeUninit;
+use std::time::{Duration, Instant};
 
 use vahti_runtime::event::Signal;
 
 /// The signals that are waited for. SIGHUP is among them so that it does not
 /// kill; it means nothing yet.
 const TAKEN: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
+
+/// Signals this close together are one request: timeout(1), for one, sends its
+/// signal to the process and then to the group that it is in.
+const ONE_REQUEST: Duration = Duration::from_millis(100);
 
 /// The signals, blocked in this thread and those that it starts.
 pub(crate) struct Signals {
@@ -43,8 +48,8 @@ impl Signals {
         }
     }
 
-    /// Calls `stop` at the first SIGTERM or SIGINT; a second one ends the
-    /// process at once, with 128 plus its number.
+    /// Calls `stop` at the first SIGTERM or SIGINT; a second one, not just the
+    /// echo of the first, ends the process at once, with 128 plus its number.
     ///
     /// # Errors
     /// The thread could not be started.
@@ -58,6 +63,7 @@ impl Signals {
 
     fn take(&self, stop: impl FnOnce()) {
         let mut stop = Some(stop);
+        let mut stopped_at = None;
         loop {
             let signal = self.next();
             let name = Signal(u8::try_from(signal).unwrap_or(0));
@@ -68,8 +74,10 @@ impl Signals {
                 }
                 (_, Some(stop)) => {
                     stop();
+                    stopped_at = Some(Instant::now());
                     tracing::info!("{name}: delivering what was accepted, then ending");
                 }
+                (_, None) if stopped_at.is_some_and(|at| at.elapsed() < ONE_REQUEST) => {}
                 (signal, None) => {
                     tracing::warn!("{name} again: ending at once");
                     // SAFETY: ends the process without running anything more.

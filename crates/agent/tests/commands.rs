@@ -7,6 +7,7 @@
 use std::io::Read;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use vahti_runtime::testing::not_run;
 
 fn vahti(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_vahti"));
@@ -209,7 +210,7 @@ fn without_rights_one_message_names_the_missing_capability_and_the_exit_code_is_
     command.arg(env!("CARGO_BIN_EXE_vahti"));
     command.args(["run", "--log", "error", "--socket"]).arg(&socket);
     let Ok(output) = command.output() else {
-        eprintln!("not run: setpriv is not installed");
+        not_run("setpriv is not installed");
         return;
     };
     assert_eq!(output.status.code(), Some(77), "{}", stderr(&output));

@@ -9,6 +9,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
+use vahti_runtime::testing::not_run;
 
 const BINARY: &str = env!("CARGO_BIN_EXE_vahti");
 
@@ -40,7 +41,7 @@ impl Agent {
                 let mut told = String::new();
                 agent.child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
                 assert_eq!(status.code(), Some(77), "{told}");
-                eprintln!("not run: {told}");
+                not_run(format_args!("{told}"));
                 return None;
             }
             // It watches once every probe was proven: each has made a record.
@@ -197,7 +198,7 @@ fn a_reader_of_everything_that_stalls_does_not_stop_the_shutdown() {
     std::thread::sleep(Duration::from_millis(200));
     if let Some(status) = agent.child.try_wait().unwrap() {
         assert_eq!(status.code(), Some(77));
-        eprintln!("not run: the rights to load programs are missing");
+        not_run("the rights to load programs are missing");
         return;
     }
     agent.signal(libc::SIGTERM);
@@ -222,7 +223,7 @@ fn the_demo_finds_every_fault_that_it_can_make_here() {
     let output = Command::new(BINARY).args(["demo", "--json"]).output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr);
     if output.status.code() == Some(77) {
-        eprintln!("not run: {told}");
+        not_run(format_args!("{told}"));
         return;
     }
     let shown: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
@@ -230,7 +231,7 @@ fn the_demo_finds_every_fault_that_it_can_make_here() {
     assert_eq!(faults.len(), 6);
     for fault in faults {
         if fault["outcome"] == "not_made" {
-            eprintln!("not run: {}: {}", fault["what"], fault["why"]);
+            not_run(format_args!("{}: {}", fault["what"], fault["why"]));
             continue;
         }
         assert_eq!(fault["outcome"], "found", "{fault}");
@@ -243,7 +244,7 @@ fn the_demo_finds_every_fault_that_it_can_make_here() {
 fn the_doctor_fits_eighty_columns_and_says_by_its_exit_code_whether_anything_is_missing() {
     let text = Command::new(BINARY).arg("doctor").output().unwrap();
     if text.status.code() == Some(77) {
-        eprintln!("not run: {}", String::from_utf8_lossy(&text.stderr));
+        not_run(format_args!("{}", String::from_utf8_lossy(&text.stderr)));
         return;
     }
     let lines = String::from_utf8(text.stdout).unwrap();

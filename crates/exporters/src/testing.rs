@@ -3,6 +3,7 @@
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use vahti_runtime::testing::not_run;
 
 use vahti_runtime::emitter::{Delivery, EmitOutcome, EventEmitter};
 use vahti_runtime::event::{CONNECTION_REFUSED, Event, Severity};
@@ -65,11 +66,11 @@ impl SmallDisk {
         match mounted {
             Ok(output) if output.status.success() => Some(SmallDisk { folder }),
             Ok(output) => {
-                eprintln!("not run: {}", String::from_utf8_lossy(&output.stderr));
+                not_run(format_args!("{}", String::from_utf8_lossy(&output.stderr)));
                 None
             }
             Err(e) => {
-                eprintln!("not run: cannot run mount: {e}");
+                not_run(format_args!("cannot run mount: {e}"));
                 None
             }
         }

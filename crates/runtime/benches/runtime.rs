@@ -3,6 +3,8 @@
 //! Rounds of all contenders are interleaved and medians printed, as the
 //! machines that this runs on are noisy. `cargo xtask bench` runs it.
 
+#![allow(clippy::unwrap_used, reason = "a benchmark ends so")]
+
 use std::collections::VecDeque;
 use std::hint::black_box;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -39,8 +41,11 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
+/// What is measured: a name, and one round of it.
+type Contender = (String, Box<dyn FnMut() -> f64>);
+
 /// Runs each contender once a round and returns the medians.
-fn interleaved(contenders: &mut [(String, Box<dyn FnMut() -> f64>)]) -> Vec<(String, f64)> {
+fn interleaved(contenders: &mut [Contender]) -> Vec<(String, f64)> {
     let mut figures = vec![Vec::new(); contenders.len()];
     for _ in 0..ROUNDS {
         for (figure, (_, run)) in figures.iter_mut().zip(contenders.iter_mut()) {
@@ -62,7 +67,7 @@ const PUSHES: u64 = 1_000_000;
 
 fn queues() {
     println!("queue of {QUEUE}, full, one push = one dropped (ns/push, median of {ROUNDS})");
-    let mut contenders: Vec<(String, Box<dyn FnMut() -> f64>)> = Vec::new();
+    let mut contenders: Vec<Contender> = Vec::new();
     for policy in [DropPolicy::Oldest, DropPolicy::Newest, DropPolicy::Random] {
         let config = QueueConfig { capacity: QUEUE, max_bytes: usize::MAX, policy };
         let queue = BoundedQueue::new(config);
@@ -112,7 +117,7 @@ static RULED: EventKind = EventKind::custom("bench.ruled", "bench", "subtype-37"
 
 fn samplers() {
     println!("sampler (ns/decision, median of {ROUNDS})");
-    let mut contenders: Vec<(String, Box<dyn FnMut() -> f64>)> = Vec::new();
+    let mut contenders: Vec<Contender> = Vec::new();
     for rules in [0, 5, 50] {
         let rule = |n| SamplingRule {
             event_type: "bench".into(),
@@ -283,7 +288,7 @@ fn pipelines() {
         "bytes -> no-op processor -> causality -> sampler -> lane -> no-op emitter, \
          nothing lost (M events/s, median of {ROUNDS})"
     );
-    let mut contenders: Vec<(String, Box<dyn FnMut() -> f64>)> = vec![
+    let mut contenders: Vec<Contender> = vec![
         ("1 producer and drain on 1 core".into(), Box::new(|| pipeline(1, true))),
         ("1 producer on 2 cores".into(), Box::new(|| pipeline(1, false))),
         ("4 producers on 2 cores".into(), Box::new(|| pipeline(4, false))),

@@ -35,6 +35,9 @@ unsafe fn wait_to_die(tell: libc::c_int) -> ! {
     let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: async-signal-safe functions with valid arguments.
     unsafe {
+        // What others have open at this moment must not stay open in here: a
+        // listener would keep its port.
+        close_all_but(tell);
         // The standard library's handler for stack overflows would catch it.
         libc::signal(libc::SIGSEGV, libc::SIG_DFL);
         libc::setrlimit(libc::RLIMIT_CORE, &no_core);
@@ -46,6 +49,28 @@ unsafe fn wait_to_die(tell: libc::c_int) -> ! {
             libc::pause();
         }
     }
+}
+
+/// Closes every descriptor but the standard three and this one.
+///
+/// # Safety
+/// Only in a child that was just forked.
+unsafe fn close_all_but(kept: libc::c_int) {
+    let close = |from: libc::c_int, to: libc::c_long| {
+        // SAFETY: descriptors of a process that only waits for its end.
+        let closed = unsafe { libc::syscall(libc::SYS_close_range, from, to, 0) };
+        if closed != 0 && from <= kept.saturating_add(1) {
+            // Before Linux 5.9: one by one, as many as a process has by default.
+            for fd in from..libc::c_int::try_from(to).unwrap_or(1024).min(1024) {
+                // SAFETY: as above.
+                unsafe { libc::close(fd) };
+            }
+        }
+    };
+    if kept > 3 {
+        close(3, libc::c_long::from(kept - 1));
+    }
+    close(kept + 1, libc::c_long::from(libc::c_int::MAX));
 }
 
 fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {

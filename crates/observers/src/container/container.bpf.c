@@ -212,7 +212,8 @@ static __always_inline u64 in_kib(s64 pages)
 
 static __always_inline u64 in_bytes(u64 pages)
 {
-	return pages > ~0ull / 2 / page_size ? ~0ull : pages * page_size;
+	/* PAGE_COUNTER_MAX, which means no limit, is LONG_MAX / PAGE_SIZE. */
+	return pages >= ~0ull / 2 / page_size ? ~0ull : pages * page_size;
 }
 
 static __always_inline void fill_counter(struct container_oom_kill *kill, struct page_counter *counter)
