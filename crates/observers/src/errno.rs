@@ -3,11 +3,13 @@
 use std::borrow::Cow;
 
 /// Those that a TCP socket can have: its own, and what ICMP is turned into
-/// (`icmp_err_convert` in `net/ipv4/icmp.c`, `tab_unreach` in `net/ipv6/icmp.c`).
-const NAMES: [(i32, &str); 18] = [
+/// (`icmp_err_convert` in `net/ipv4/icmp.c`, `tab_unreach` in `net/ipv6/icmp.c`),
+/// and what a route refuses with (`fib_props` in `net/ipv4/fib_semantics.c`).
+const NAMES: [(i32, &str); 19] = [
     (libc::EPERM, "EPERM"),
     (libc::ENOMEM, "ENOMEM"),
     (libc::EACCES, "EACCES"),
+    (libc::EINVAL, "EINVAL"),
     (libc::EPIPE, "EPIPE"),
     (libc::ENONET, "ENONET"),
     (libc::EPROTO, "EPROTO"),
