@@ -1,0 +1,93 @@
+//! Servers and clients that reset each other's connections.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+
+use serde_json::{Value, json};
+
+/// Listens and tells its port; then, by `how`, with every connection:
+/// `reset`: resets it; `read`: reads until it ends; `fork`: has a child of its
+/// own do that; `hold`: says that it has it, and never reads.
+pub(super) fn serve(arguments: &Value) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    super::tell(&json!({"port": listener.local_addr().unwrap().port()}));
+    let mut held = Vec::new();
+    loop {
+        let (mut accepted, _) = listener.accept().unwrap();
+        match arguments["how"].as_str().unwrap() {
+            "reset" => reset_on_close(&accepted),
+            "read" => read_to_reset(&mut accepted),
+            "fork" => fork_to_read(accepted),
+            "hold" => {
+                accepted.write_all(b"!").unwrap();
+                held.push(accepted);
+            }
+            how => panic!("{how}"),
+        }
+    }
+}
+
+/// Has `count` connections to `port` reset by the server.
+pub(super) fn be_reset(arguments: &Value) {
+    for _ in 0..arguments["count"].as_u64().unwrap() {
+        read_to_reset(&mut connect(arguments));
+    }
+    super::tell(&json!({}));
+}
+
+/// Resets `count` connections to `port` once the server has answered a byte.
+pub(super) fn reset(arguments: &Value) {
+    for _ in 0..arguments["count"].as_u64().unwrap() {
+        let mut client = connect(arguments);
+        client.write_all(b"?").unwrap();
+        client.read_exact(&mut [0]).unwrap();
+        reset_on_close(&client);
+    }
+    super::tell(&json!({}));
+}
+
+fn connect(arguments: &Value) -> TcpStream {
+    let port: u16 = serde_json::from_value(arguments["port"].clone()).unwrap();
+    TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap()
+}
+
+/// Answers what it reads, until the other side resets.
+fn read_to_reset(stream: &mut TcpStream) {
+    let mut byte = [0];
+    loop {
+        match stream.read(&mut byte) {
+            Ok(0) => panic!("an orderly end"),
+            Ok(_) => stream.write_all(&byte).unwrap(),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+                return;
+            }
+        }
+    }
+}
+
+fn fork_to_read(mut accepted: TcpStream) {
+    let child = super::fork(|| {
+        super::take_name(&json!({"name": b"server's child"}));
+        read_to_reset(&mut accepted);
+    });
+    drop(accepted);
+    super::tell(&json!({"pid": child}));
+    super::wait_for(child);
+}
+
+fn reset_on_close(stream: &TcpStream) {
+    let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+    // SAFETY: `linger` is readable for the length given.
+    let result = unsafe {
+        libc::setsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_LINGER,
+            (&raw const linger).cast(),
+            size_of_val(&linger) as libc::socklen_t,
+        )
+    };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+}
