@@ -217,3 +217,21 @@ fn without_rights_one_message_names_the_missing_capability_and_the_exit_code_is_
     assert_eq!(stderr(&output).lines().count(), 1, "{}", stderr(&output));
     assert!(stderr(&output).contains("CAP_BPF"), "{}", stderr(&output));
 }
+
+#[test]
+fn in_a_user_namespace_one_message_names_it_and_the_exit_code_is_77() {
+    let folder = tempfile::tempdir().unwrap();
+    let is_available = Command::new("unshare").args(["-Ur", "true"]).output();
+    if !is_available.is_ok_and(|output| output.status.success()) {
+        not_run("no user namespace can be made (unshare -Ur)");
+        return;
+    }
+    let output = Command::new("unshare")
+        .args(["-Ur", env!("CARGO_BIN_EXE_vahti"), "run", "--log", "error", "--socket"])
+        .arg(folder.path().join("s"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(77), "{}", stderr(&output));
+    assert_eq!(stderr(&output).lines().count(), 1, "{}", stderr(&output));
+    assert!(stderr(&output).contains("this is a user namespace"), "{}", stderr(&output));
+}

@@ -14,6 +14,19 @@ pub enum EbpfError {
         /// Which.
         missing: &'static str,
     },
+    /// The kernel, or what stands before it, refuses although no capability is
+    /// missing.
+    #[error(
+        "eBPF is refused here although no capability is missing: {cause} ({operation}: {error})"
+    )]
+    Refused {
+        /// What was tried.
+        operation: String,
+        /// What the system said.
+        error: String,
+        /// What it most likely is, and what to do.
+        cause: &'static str,
+    },
     /// The kernel does not describe its types.
     #[error("no kernel BTF ({path}): needs Linux 5.8 or later with CONFIG_DEBUG_INFO_BTF")]
     NoKernelBtf {
@@ -84,8 +97,16 @@ impl EbpfError {
     /// Whether the kernel refused for lack of rights.
     #[must_use]
     pub fn is_permission(&self) -> bool {
-        matches!(self, EbpfError::MissingCapability { .. })
+        matches!(self, EbpfError::MissingCapability { .. } | EbpfError::Refused { .. })
     }
+}
+
+/// Whether the system's answer, anywhere in what brought an error about, is
+/// that this may not be done.
+pub(crate) fn is_refusal(error: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(error), |error| error.source())
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .any(|error| error.kind() == io::ErrorKind::PermissionDenied)
 }
 
 /// What the verifier said; shown on lines of its own.

@@ -3,7 +3,7 @@
 use aya::{Btf, EbpfLoader, VerifierLogLevel};
 
 use crate::cgroup::Hierarchy;
-use crate::error::EbpfError;
+use crate::error::{EbpfError, is_refusal};
 use crate::kernel_btf;
 use crate::manager::AyaManager;
 use crate::rights;
@@ -34,9 +34,14 @@ pub fn open(
     rights::raise_memlock_limit();
     let bytes: Vec<&[u8]> = objects.iter().map(|o| o.bytes).collect();
     let btf = kernel_btf::read_for(&bytes)?;
-    let managers = open_with(objects, hierarchy, &btf);
+    let mut managers = open_with(objects, hierarchy, &btf);
     drop(btf);
     release_memory();
+    // What may not be done for one object may not be done for any.
+    let refused = managers.iter().position(|m| m.as_ref().is_err_and(EbpfError::is_permission));
+    if let Some(Err(error)) = refused.map(|index| managers.swap_remove(index)) {
+        return Err(error);
+    }
     Ok(managers)
 }
 
@@ -58,13 +63,17 @@ fn open_with(
     objects
         .iter()
         .map(|object| {
-            let ebpf = loader.load(object.bytes).map_err(|error| EbpfError::Object {
-                object: object.name.to_owned(),
-                error: chain(&error),
-            })?;
+            let ebpf = loader.load(object.bytes).map_err(|error| failed(object, &error))?;
             Ok(AyaManager::new(object.name, ebpf))
         })
         .collect()
+}
+
+fn failed(object: &Object, error: &aya::EbpfError) -> EbpfError {
+    if is_refusal(error) {
+        return rights::refused(format!("opening object {}", object.name), chain(error));
+    }
+    EbpfError::Object { object: object.name.to_owned(), error: chain(error) }
 }
 
 /// An error and its causes in one line.

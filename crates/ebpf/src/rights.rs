@@ -2,24 +2,57 @@
 
 use std::path::Path;
 
-use crate::error::EbpfError;
+use crate::error::{EbpfError, is_refusal};
+use crate::sys;
 
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
 
-/// Names the capability that is missing, if one is.
+/// Names the capability that is missing, if one is; then tries.
+///
+/// # Errors
+/// [`EbpfError::MissingCapability`], [`EbpfError::Refused`], or `/proc` can't
+/// be read.
+pub fn check() -> Result<(), EbpfError> {
+    check_in(Path::new("/proc"))?;
+    match sys::try_to_load() {
+        Err(error) if is_refusal(&error) => {
+            Err(refused("loading a program".to_owned(), error.to_string()))
+        }
+        // Whatever else is wrong, the real programs tell it better.
+        _ => Ok(()),
+    }
+}
+
+/// A refusal that no capability explains, and what most likely does.
+pub(crate) fn refused(operation: String, error: String) -> EbpfError {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
+    let cause = cause(&read("/proc/self/uid_map"), &read("/proc/self/status"));
+    EbpfError::Refused { operation, error, cause }
+}
+
+fn cause(uid_map: &str, status: &str) -> &'static str {
+    if !is_identity(uid_map) {
+        return "this is a user namespace, in which nobody may load programs; \
+                run vahti outside of it";
+    }
+    if status.lines().any(|line| line.trim_end() == "Seccomp:\t2") {
+        return "a seccomp filter is set, which may forbid it; allow bpf(2) and perf_event_open(2)";
+    }
+    "a security module may forbid it; see the kernel's log"
+}
+
+/// Whether every user id is mapped to itself, as in the first user namespace;
+/// so it is where nothing can be read.
+fn is_identity(uid_map: &str) -> bool {
+    uid_map.is_empty() || uid_map.split_whitespace().eq(["0", "0", "4294967295"])
+}
+
+/// Names the missing capability from a given `/proc`.
 ///
 /// # Errors
 /// [`EbpfError::MissingCapability`], or `/proc` can't be read.
-pub fn check() -> Result<(), EbpfError> {
-    check_in(Path::new("/proc"))
-}
-
-/// The same, for a given `/proc`.
-///
-/// # Errors
-/// As [`check`].
 pub fn check_in(proc: &Path) -> Result<(), EbpfError> {
     let status = std::fs::read_to_string(proc.join("self/status"))
         .map_err(|error| EbpfError::System { operation: "reading /proc/self/status", error })?;
@@ -74,6 +107,20 @@ mod tests {
         ] {
             let status = format!("Name:\tx\nCapEff:\t{set}\n");
             assert_eq!(missing(effective(&status)), expected, "{set}");
+        }
+    }
+
+    #[test]
+    fn a_refusal_names_the_namespace_or_the_filter() {
+        let identity = "         0          0 4294967295\n";
+        let filtered = "NoNewPrivs:\t0\nSeccomp:\t2\n";
+        for (uid_map, status, expected) in [
+            ("         0       1000          1\n", filtered, "this is a user namespace"),
+            (identity, filtered, "a seccomp filter"),
+            (identity, "Seccomp:\t0\n", "a security module"),
+            ("", "", "a security module"),
+        ] {
+            assert!(cause(uid_map, status).starts_with(expected), "{uid_map}{status}");
         }
     }
 

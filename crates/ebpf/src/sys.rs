@@ -1,8 +1,9 @@
 //! The bpf(2) calls that aya has no words for.
 
 use std::io;
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
+const BPF_PROG_LOAD: libc::c_int = 5;
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 
@@ -11,7 +12,10 @@ const BPF_OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 ///
 /// # Safety
 /// Words that the command takes for addresses must be valid for it.
-unsafe fn bpf<const N: usize>(command: libc::c_int, words: &mut [u64; N]) -> io::Result<()> {
+unsafe fn bpf<const N: usize>(
+    command: libc::c_int,
+    words: &mut [u64; N],
+) -> io::Result<libc::c_long> {
     // SAFETY: the attribute is readable and writable for the size given; the
     // caller vouches for the addresses inside.
     let result =
@@ -19,6 +23,27 @@ unsafe fn bpf<const N: usize>(command: libc::c_int, words: &mut [u64; N]) -> io:
     if result < 0 {
         return Err(io::Error::last_os_error());
     }
+    Ok(result)
+}
+
+/// Loads the smallest program of the type that observers use, and lets go of
+/// it: capability bits tell less, for in a user namespace all may be set.
+pub(crate) fn try_to_load() -> io::Result<()> {
+    const RAW_TRACEPOINT: u64 = 17;
+    // r0 = 0; exit
+    let program = [0xb7_u64, 0x95];
+    // struct { u32 prog_type, insn_cnt; u64 insns, license; u32 log_level, log_size;
+    //          u64 log_buf; u32 kern_version, prog_flags; }
+    let mut words = [0_u64; 6];
+    words[0] = RAW_TRACEPOINT | (program.len() as u64) << 32;
+    words[1] = program.as_ptr() as u64;
+    words[2] = c"GPL".as_ptr() as u64;
+    // SAFETY: insns points to insn_cnt instructions and license to a C string,
+    // for the length of the call.
+    let fd = unsafe { bpf(BPF_PROG_LOAD, &mut words) }?;
+    let fd = libc::c_int::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: the kernel made it for us, and nobody else has it.
+    drop(unsafe { OwnedFd::from_raw_fd(fd) });
     Ok(())
 }
 
@@ -37,7 +62,7 @@ pub(crate) fn test_run(program: BorrowedFd<'_>, arguments: &[u64; 12]) -> io::Re
     words[5] = size_of_val(arguments) as u64;
     words[6] = arguments.as_ptr() as u64;
     // SAFETY: ctx_in points to ctx_size_in readable bytes for the length of the call.
-    unsafe { bpf(BPF_PROG_TEST_RUN, &mut words) }
+    unsafe { bpf(BPF_PROG_TEST_RUN, &mut words) }.map(drop)
 }
 
 /// What the kernel counts for a program.
