@@ -68,6 +68,8 @@ pub struct CausalityTracker {
 pub(crate) struct State {
     latest: Lru<EntityId, TrackedSpan>,
     parents: Lru<SpanId, SpanId>,
+    /// Entities by the hash of another name of theirs.
+    aliases: Lru<EntityId, EntityId>,
 }
 
 /// The longest chain that is followed: far more than any real one, few enough
@@ -84,6 +86,7 @@ impl CausalityTracker {
             state: Mutex::new(State {
                 latest: LruCache::with_hasher(capacity, BuildHasherDefault::default()),
                 parents: LruCache::with_hasher(capacity, BuildHasherDefault::default()),
+                aliases: LruCache::with_hasher(capacity, BuildHasherDefault::default()),
             }),
         }
     }
@@ -100,6 +103,20 @@ impl CausalityTracker {
     /// The entity's latest span.
     pub fn latest(&self, entity: EntityId) -> Option<TrackedSpan> {
         self.lock().latest.get(&entity).copied()
+    }
+
+    /// Makes a text name another name of an entity: `namespace/name` of a pod,
+    /// `ip:port` of whoever listens there, beside its uid.
+    pub fn alias(&self, name: &str, entity: EntityId) {
+        self.lock().aliases.put(EntityId::named(name), entity);
+    }
+
+    /// The latest span of an entity by its uid or an alias of it.
+    pub fn latest_by_name(&self, name: &str) -> Option<TrackedSpan> {
+        let mut state = self.lock();
+        let named = EntityId::named(name);
+        let entity = state.aliases.get(&named).copied().unwrap_or(named);
+        state.latest.get(&entity).copied()
     }
 
     /// The span that caused this one.
@@ -164,6 +181,9 @@ impl State {
         let Some(span_id) = event.span_id else { return };
         if let Some(entity) = event.entity {
             self.latest.put(entity, TrackedSpan { trace_id: event.trace_id, span_id });
+            if let (Some(container), false) = (&event.container, event.kind.folds()) {
+                self.aliases.put(EntityId::named(&container.id), entity);
+            }
         }
         self.record_parent(span_id, event.parent_span_id);
     }
@@ -189,6 +209,19 @@ mod tests {
         tracker.record(entity, tracked(3), Some(span(2)));
         assert_eq!(tracker.chain(span(3)), [span(3), span(2), span(1)]);
         assert_eq!(tracker.latest(entity), Some(tracked(3)));
+    }
+
+    #[test]
+    fn an_entity_is_found_by_any_name_of_it() {
+        let tracker = CausalityTracker::new(10);
+        let pod = EntityId::named("uid-1");
+        tracker.alias("default/web-0", pod);
+        tracker.alias("10.0.0.7:80", pod);
+        tracker.record(pod, tracked(4), None);
+        for name in ["uid-1", "default/web-0", "10.0.0.7:80"] {
+            assert_eq!(tracker.latest_by_name(name), Some(tracked(4)), "{name}");
+        }
+        assert_eq!(tracker.latest_by_name("default/web-1"), None);
     }
 
     #[test]

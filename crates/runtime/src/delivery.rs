@@ -7,12 +7,13 @@
 
 mod worker;
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::clock::boot_now_ns;
 use crate::config::BackpressureConfig;
 use crate::doorbell::Doorbell;
 use crate::emitter::EventEmitter;
@@ -60,6 +61,9 @@ pub enum EmitterState {
     Ended,
 }
 
+/// A call that takes longer than this is told as a failing emitter.
+const STALLED: Duration = Duration::from_secs(5);
+
 #[derive(Debug)]
 struct Shared {
     name: String,
@@ -67,7 +71,10 @@ struct Shared {
     /// Goes up when a lane is added, so that the worker looks again.
     lanes_version: AtomicU64,
     bell: Arc<Doorbell>,
-    ending: AtomicBool,
+    /// Set when the emitter is to end once its lanes are empty.
+    ending: watch::Sender<bool>,
+    /// When the call under way began, in nanoseconds of the boot clock; 0: none.
+    emitting_since_ns: AtomicU64,
     /// Set when the time to drain is over; ends a wait between tries.
     over: watch::Sender<bool>,
     ended: watch::Sender<bool>,
@@ -125,7 +132,8 @@ impl EmitterHandle {
             lanes: Mutex::new(Vec::new()),
             lanes_version: AtomicU64::new(0),
             bell: Arc::new(Doorbell::new()),
-            ending: AtomicBool::new(false),
+            ending: watch::Sender::new(false),
+            emitting_since_ns: AtomicU64::new(0),
             over: watch::Sender::new(false),
             ended: watch::Sender::new(false),
             state: Mutex::new(EmitterState::Working),
@@ -159,7 +167,12 @@ impl EmitterHandle {
             policy: backpressure.drop_policy,
         };
         let lane = Arc::new(Lane::new(observer, &self.shared.name, config, Arc::clone(pool)));
-        self.shared.lock_lanes().push(Arc::clone(&lane));
+        let mut lanes = self.shared.lock_lanes();
+        if *self.shared.ending.borrow() {
+            lane.close();
+        }
+        lanes.push(Arc::clone(&lane));
+        drop(lanes);
         self.shared.lanes_version.fetch_add(1, Ordering::Release);
         lane
     }
@@ -171,6 +184,12 @@ impl EmitterHandle {
     /// How it does.
     #[must_use]
     pub fn state(&self) -> EmitterState {
+        let since = self.shared.emitting_since_ns.load(Ordering::Relaxed);
+        let stalled = Duration::from_nanos(boot_now_ns().saturating_sub(since));
+        if since != 0 && stalled >= STALLED {
+            let seconds = stalled.as_secs();
+            return EmitterState::Failing(format!("has been sending a batch for {seconds} s"));
+        }
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -217,10 +236,12 @@ impl Shared {
     }
 
     fn begin_end(&self) {
-        for lane in self.lock_lanes().iter() {
+        let lanes = self.lock_lanes();
+        self.ending.send_replace(true);
+        for lane in lanes.iter() {
             lane.close();
         }
-        self.ending.store(true, Ordering::Release);
+        drop(lanes);
         self.bell.ring();
     }
 

@@ -230,8 +230,8 @@ impl Event {
         self.data = EventData::None;
     }
 
-    /// What it costs in memory, in bytes: itself and what it alone owns.
-    /// Cgroup and container are shared and counted where they are cached.
+    /// What it keeps in memory, in bytes: itself, what it owns, and what it
+    /// shares with others, which it may be the last to hold.
     #[must_use]
     pub fn size_bytes(&self) -> usize {
         let error = self.error.as_ref().map_or(0, |e| {
@@ -241,7 +241,10 @@ impl Event {
             EventData::Custom(custom) => custom_size(custom),
             _ => 0,
         };
-        size_of::<Self>() + self.links.capacity() * size_of::<Link>() + error + custom
+        let cgroup = self.cgroup.as_ref().map_or(0, |c| size_of::<Cgroup>() + c.path.len());
+        let container = self.container.as_ref().map_or(0, |c| size_of::<Container>() + c.id.len());
+        let links = self.links.capacity() * size_of::<Link>();
+        size_of::<Self>() + links + error + custom + cgroup + container
     }
 }
 

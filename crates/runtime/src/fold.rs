@@ -2,8 +2,9 @@
 //!
 //! The first event of a key passes at once; what follows within the key's
 //! window becomes one summary with the exact count, first and last time, and
-//! only the fields that all of them shared. Time is the records' time, so a
-//! recording folds the same way each time.
+//! only the fields that all of them shared. Windows begin and end by the
+//! records' own time; of a live source, which may have nothing to tell for a
+//! while, they also end by the clock.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};

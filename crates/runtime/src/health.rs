@@ -85,7 +85,10 @@ pub struct HealthChecker {
     observer: String,
     config: HealthConfig,
     limit: Duration,
-    slots: Mutex<Vec<Slot>>,
+    /// Held for a whole round.
+    slots: tokio::sync::Mutex<Vec<Slot>>,
+    /// For the next round.
+    added: Mutex<Vec<Arc<dyn HealthCheck>>>,
     state: Mutex<State>,
 }
 
@@ -103,7 +106,8 @@ impl HealthChecker {
             observer: observer.to_owned(),
             config,
             limit: CHECK_LIMIT,
-            slots: Mutex::new(Vec::new()),
+            slots: tokio::sync::Mutex::new(Vec::new()),
+            added: Mutex::new(Vec::new()),
             state: Mutex::new(State {
                 marked: HealthStatus::healthy(),
                 checked: HealthStatus::healthy(),
@@ -121,7 +125,7 @@ impl HealthChecker {
 
     /// Adds something to look at.
     pub fn add(&self, check: Arc<dyn HealthCheck>) {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner).push(Slot { check, hung: None });
+        self.added.lock().unwrap_or_else(PoisonError::into_inner).push(check);
     }
 
     /// The worse of what the checks found and what it was marked as.
@@ -163,10 +167,12 @@ impl HealthChecker {
     }
 
     /// Runs all checks once, on a thread of their own; waits up to the limit
-    /// for each.
+    /// for each. One round at a time.
     pub async fn check_now(&self) -> HealthStatus {
+        let mut slots = self.slots.lock().await;
+        let added = std::mem::take(&mut *self.added.lock().unwrap_or_else(PoisonError::into_inner));
+        slots.extend(added.into_iter().map(|check| Slot { check, hung: None }));
         let mut worst = HealthStatus::healthy();
-        let mut slots = std::mem::take(&mut *self.lock_slots());
         let mut answers: Option<Answers> = None;
         for index in 0..slots.len() {
             let status = match slots[index].still_hangs() {
@@ -178,8 +184,7 @@ impl HealthChecker {
                 worst = HealthStatus { reason, ..status };
             }
         }
-        let mut added = std::mem::replace(&mut *self.lock_slots(), slots);
-        self.lock_slots().append(&mut added);
+        drop(slots);
         self.note(worst);
         self.status()
     }
@@ -213,7 +218,9 @@ impl HealthChecker {
 
     fn note(&self, worst: HealthStatus) {
         let mut state = self.lock();
-        if state.checked != worst && worst.health > Health::Healthy {
+        if state.checked.health > Health::Healthy && worst.health == Health::Healthy {
+            tracing::info!(observer = %self.observer, "healthy again");
+        } else if state.checked != worst {
             tracing::warn!(observer = %self.observer, health = ?worst.health, reason = %worst.reason, "health changed");
         }
         state.checked = worst;
@@ -233,10 +240,6 @@ impl HealthChecker {
             }
             self.check_now().await;
         }
-    }
-
-    fn lock_slots(&self) -> std::sync::MutexGuard<'_, Vec<Slot>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -311,7 +314,7 @@ mod tests {
         let seen = Arc::clone(&calls);
         let slow = checker(move || {
             calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-            if gate.lock().unwrap().recv().is_err() {}
+            gate.lock().unwrap().recv().unwrap_err();
             HealthStatus::healthy()
         });
         slow.add(Arc::new(Check(|| HealthStatus::degraded("the next one still runs"))));

@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use serde::Serialize;
 
 use crate::event::Priority;
+use crate::metrics::{MetricKind, Sample};
 use crate::queue::QueueDrop;
 use crate::source::SourceCounts;
 
@@ -400,10 +401,106 @@ impl ObserverLedger {
         all
     }
 
+    /// The ledger in the words of the metrics:
+    /// `vahti_{kernel,ring,records,events,lane}_total{outcome}` and
+    /// `vahti_ledger_difference{line}`. Occurrences, not envelopes.
+    #[must_use]
+    pub fn samples(&self) -> Vec<Sample> {
+        let mut samples = Samples { observer: &self.observer, all: Vec::new() };
+        if let Some(k) = self.kernel {
+            let outcomes = [("attempted", k.attempted), ("submitted", k.submitted)];
+            samples.line("kernel", &outcomes);
+            samples.line("kernel", &[("lost", k.lost), ("missed", k.missed)]);
+        }
+        if let Some(r) = self.ring {
+            let outcomes = [("submitted", r.submitted), ("received", r.received)];
+            samples.line("ring", &outcomes);
+            samples.line("ring", &[("in_ring", r.in_ring), ("abandoned", r.abandoned)]);
+        }
+        let RecordsLine { received, ignored, processed, processing, failed, .. } = &self.records;
+        samples.line("records", &[("received", *received), ("ignored", *ignored)]);
+        samples.line("records", &[("processed", *processed), ("processing", *processing)]);
+        for failed in failed {
+            let labels = [("outcome", "failed"), ("reason", failed.reason)];
+            samples.counter("records", &labels, failed.records);
+        }
+        let e = &self.events;
+        for (outcome, tally) in [
+            ("produced", e.produced),
+            ("sampled_out", e.sampled_out),
+            ("waiting", e.waiting),
+            ("folding", e.folding),
+            ("routed", e.routed),
+        ] {
+            samples.line("events", &[(outcome, tally.occurrences)]);
+        }
+        for lane in &self.lanes {
+            samples.lane(lane);
+        }
+        for (line, difference) in self.differences() {
+            samples.push(
+                "vahti_ledger_difference",
+                MetricKind::Gauge,
+                &[("line", &line)],
+                difference,
+            );
+        }
+        samples.all
+    }
+
     /// Whether every line adds up.
     #[must_use]
     pub fn is_exact(&self) -> bool {
         self.differences().iter().all(|(_, difference)| *difference == 0)
+    }
+}
+
+struct Samples<'a> {
+    observer: &'a str,
+    all: Vec<Sample>,
+}
+
+impl Samples<'_> {
+    fn push(&mut self, name: &str, kind: MetricKind, labels: &[(&str, &str)], value: i64) {
+        let observer = [("observer", self.observer)];
+        let labels = observer.iter().chain(labels);
+        let labels = labels.map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+        self.all.push(Sample { name: name.to_owned(), kind, labels, value });
+    }
+
+    fn counter(&mut self, line: &str, labels: &[(&str, &str)], value: u64) {
+        let value = i64::try_from(value).unwrap_or(i64::MAX);
+        self.push(&format!("vahti_{line}_total"), MetricKind::Counter, labels, value);
+    }
+
+    fn line(&mut self, line: &str, outcomes: &[(&str, u64)]) {
+        for (outcome, value) in outcomes {
+            self.counter(line, &[("outcome", outcome)], *value);
+        }
+    }
+
+    fn lane(&mut self, lane: &LaneLine) {
+        let emitter = ("emitter", lane.emitter.as_str());
+        for (outcome, tally) in [
+            ("routed", lane.routed),
+            ("delivered", lane.delivered),
+            ("rejected", lane.rejected),
+            ("stored", lane.stored),
+            ("queued", lane.queued),
+            ("in_flight", lane.in_flight),
+        ] {
+            self.counter("lane", &[emitter, ("outcome", outcome)], tally.occurrences);
+        }
+        for d in &lane.dropped {
+            let labels = [
+                emitter,
+                ("outcome", "dropped"),
+                ("stage", d.stage),
+                ("reason", d.reason),
+                ("priority", d.priority),
+            ];
+            self.counter("lane", &labels, d.tally.occurrences);
+        }
     }
 }
 

@@ -6,7 +6,7 @@
 //! whoever calls [`process_event`]; nothing else. **What it never does:** attach
 //! to the kernel, talk to a cluster, speak a wire format, or lose anything
 //! uncounted; there is no eBPF, no Kubernetes and no exporter in here.
-//! **Minimum kernel:** none. **Its metrics:** `vahti_events_total` (observer,
+//! **Minimum kernel:** none. **Its metrics:** `vahti_events_seen_total` (observer,
 //! type, subtype, severity, outcome; before sampling) and
 //! `vahti_metrics_series_overflow_total`; the ledger's lines are exported by
 //! whoever runs it.

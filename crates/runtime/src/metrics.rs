@@ -74,7 +74,7 @@ struct Metric {
 /// let config = MetricsConfig { allowed_labels: vec!["subtype".into()], ..Default::default() };
 /// let registry = Registry::new(&config);
 /// let labels = [("subtype", "connection_refused"), ("pod", "web-0")];
-/// registry.series("vahti_events_total", MetricKind::Counter, &labels).add(3);
+/// registry.series("vahti_events_seen_total", MetricKind::Counter, &labels).add(3);
 /// let samples = registry.snapshot();
 /// assert_eq!(samples[0].labels, [("subtype".to_owned(), "connection_refused".to_owned())]);
 /// ```
@@ -97,7 +97,7 @@ pub struct Sample {
     /// The labels that are allowed, in the order of the allow-list.
     pub labels: Vec<(String, String)>,
     /// The value.
-    pub value: u64,
+    pub value: i64,
 }
 
 impl Registry {
@@ -150,7 +150,7 @@ impl Registry {
                     name: name.clone(),
                     kind: metric.kind,
                     labels: labels.clone(),
-                    value: value.load(Ordering::Relaxed),
+                    value: signed(value.load(Ordering::Relaxed)),
                 })
             })
             .collect();
@@ -158,10 +158,14 @@ impl Registry {
             name: OVERFLOW.to_owned(),
             kind: MetricKind::Counter,
             labels: Vec::new(),
-            value: self.overflow.load(Ordering::Relaxed),
+            value: signed(self.overflow.load(Ordering::Relaxed)),
         });
         samples
     }
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
 }
 
 #[cfg(all(test, not(shuttle)))]
@@ -182,7 +186,7 @@ mod tests {
         }
         let samples: Vec<_> = registry.snapshot().into_iter().filter(|s| s.name == "m").collect();
         assert_eq!(samples.len(), 11, "ten and the other");
-        assert_eq!(samples.iter().map(|s| s.value).sum::<u64>(), 100_000);
+        assert_eq!(samples.iter().map(|s| s.value).sum::<i64>(), 100_000);
         let other = samples.iter().find(|s| s.labels[0].1 == OTHER);
         assert_eq!(other.map(|s| s.value), Some(99_990));
         assert_eq!(registry.snapshot().last().map(|s| s.value), Some(99_990));

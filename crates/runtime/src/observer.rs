@@ -19,7 +19,7 @@ use crate::causality::CausalityTracker;
 use crate::config::Config;
 use crate::delivery::EmitterHandle;
 use crate::health::{HealthChecker, HealthStatus};
-use crate::ids::{EntityId, SpanId};
+use crate::ids::SpanId;
 use crate::ledger::{FailReason, ObserverLedger, add};
 use crate::metrics::Sample;
 use crate::panic::Panicked;
@@ -171,7 +171,8 @@ impl ObserverRuntime {
     /// Processes one record, on the caller's thread.
     ///
     /// Malformed records are counted, not errors. At most `concurrency`
-    /// threads are inside the processor at once.
+    /// threads are inside the processor at once. The caller's thread is not
+    /// watched: a processor that hangs, hangs its caller.
     ///
     /// # Errors
     /// It is not running, or the processor failed.
@@ -196,7 +197,7 @@ impl ObserverRuntime {
         add(&counts.processing, received);
         let mut scratch = self.borrow_scratch();
         let at = AtomicUsize::new(0);
-        let processor = &*incarnation.processor;
+        let processor = &**incarnation.processor;
         let mut done = self.pipeline.process(processor, records.iter().copied(), &at, &mut scratch);
         let first_to_fail = done.failure.is_some() && incarnation.go_down();
         drop(inside);
@@ -278,7 +279,13 @@ impl ObserverRuntime {
     #[must_use]
     pub fn is_healthy(&self) -> bool {
         let running = *self.stage.lock().unwrap_or_else(PoisonError::into_inner) == Stage::Running;
-        running && self.health.is_healthy()
+        let alive = self
+            .incarnation
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .is_some_and(|incarnation| !incarnation.is_down());
+        running && alive && self.health.is_healthy()
     }
 
     /// How it does, and why not better.
@@ -303,7 +310,7 @@ impl ObserverRuntime {
     /// or `ip:port`.
     #[must_use]
     pub fn parent_span_for_entity(&self, id: &str) -> Option<SpanId> {
-        self.pipeline.causality.latest(EntityId::named(id)).map(|span| span.span_id)
+        self.pipeline.causality.latest_by_name(id).map(|span| span.span_id)
     }
 
     /// The ledger of this observer, now.
@@ -321,9 +328,11 @@ impl ObserverRuntime {
         }
     }
 
-    /// The observer's metrics, now.
+    /// The observer's metrics and its ledger in the metrics' words, now.
     #[must_use]
     pub fn metrics(&self) -> Vec<Sample> {
-        self.pipeline.metrics.snapshot()
+        let mut samples = self.pipeline.metrics.snapshot();
+        samples.extend(self.ledger().samples());
+        samples
     }
 }

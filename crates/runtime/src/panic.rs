@@ -8,10 +8,12 @@ use std::backtrace::Backtrace;
 use std::cell::RefCell;
 use std::fmt;
 use std::future::Future;
+use std::mem::ManuallyDrop;
+use std::ops::{Deref, DerefMut};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::pin;
+use std::pin::Pin;
 use std::sync::Once;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -137,18 +139,68 @@ pub fn contain_and_log<T>(
     contain(who, f).inspect_err(log)
 }
 
-/// Runs a future; a panic while it is polled becomes an error.
+/// A future of foreign code: polled and dropped in containment.
+struct ForeignFuture<'a, F> {
+    who: &'a str,
+    future: Foreign<Pin<Box<F>>>,
+}
+
+impl<F: Future> Future for ForeignFuture<'_, F> {
+    type Output = Result<F::Output, Panicked>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let who = self.who;
+        match contain(who, || self.future.as_mut().poll(context)) {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(value)) => Poll::Ready(Ok(value)),
+            Err(panicked) => Poll::Ready(Err(panicked)),
+        }
+    }
+}
+
+/// Runs a future; a panic while it is polled becomes an error, one while it is
+/// dropped is logged.
 ///
 /// # Errors
 /// The panic.
 pub async fn contain_future<T>(who: &str, future: impl Future<Output = T>) -> Result<T, Panicked> {
-    let mut future = pin!(future);
-    std::future::poll_fn(|context| match contain(who, || future.as_mut().poll(context)) {
-        Ok(Poll::Pending) => Poll::Pending,
-        Ok(Poll::Ready(value)) => Poll::Ready(Ok(value)),
-        Err(panicked) => Poll::Ready(Err(panicked)),
-    })
-    .await
+    ForeignFuture { who, future: Foreign::new(Box::pin(future)) }.await
+}
+
+/// Something of foreign code that is dropped in containment.
+#[derive(Debug)]
+pub(crate) struct Foreign<T> {
+    value: ManuallyDrop<T>,
+}
+
+impl<T> Foreign<T> {
+    pub(crate) fn new(value: T) -> Self {
+        Foreign { value: ManuallyDrop::new(value) }
+    }
+}
+
+impl<T> Deref for Foreign<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
+
+impl<T> DerefMut for Foreign<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        &mut self.value
+    }
+}
+
+impl<T> Drop for Foreign<T> {
+    fn drop(&mut self) {
+        // SAFETY: taken once, here, and not looked at again.
+        let value = unsafe { ManuallyDrop::take(&mut self.value) };
+        if let Err(panicked) = contain("drop", || drop(value)) {
+            tracing::error!(error = %panicked, "foreign code panicked when it was dropped");
+        }
+    }
 }
 
 /// Tells contained code that its time is over.
@@ -199,7 +251,7 @@ mod tests {
 
     #[test]
     fn a_panic_says_who_what_and_where() {
-        let error = contain("network", || panic!("record {}", 7)).map(|()| ()).unwrap_err();
+        let error = contain("network", || panic!("record {}", 7)).unwrap_err();
         assert_eq!((error.who.as_str(), error.message.as_str()), ("network", "record 7"));
         assert!(error.location.contains("panic.rs"), "{}", error.location);
     }
@@ -212,7 +264,7 @@ mod tests {
                 panic!("bomb");
             }
         }
-        let error = contain("bomb", || std::panic::panic_any(Bomb)).map(|()| ()).unwrap_err();
+        let error = contain("bomb", || std::panic::panic_any(Bomb)).unwrap_err();
         assert_eq!(error.message, "a payload that is no text");
     }
 
@@ -220,7 +272,7 @@ mod tests {
     fn the_log_function_sees_what_the_caller_gets() {
         let mut seen = String::new();
         let log = |p: &Panicked| seen = p.message.clone();
-        contain_and_log("x", || panic!("told"), log).map(|()| ()).unwrap_err();
+        contain_and_log("x", || panic!("told"), log).unwrap_err();
         assert_eq!(seen, "told");
     }
 
@@ -232,6 +284,22 @@ mod tests {
         };
         let result = contain_with_timeout("slow", Duration::from_secs(1), slow).await;
         assert_eq!(result.unwrap_err().to_string(), "slow took longer than 1s");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_future_that_panics_when_it_is_dropped_is_contained_too() {
+        struct Bomb;
+        impl Drop for Bomb {
+            fn drop(&mut self) {
+                panic!("bomb");
+            }
+        }
+        let slow = |_| async {
+            let _bomb = Bomb;
+            std::future::pending::<()>().await;
+        };
+        let result = contain_with_timeout("slow", Duration::from_secs(1), slow).await;
+        assert!(matches!(result, Err(ContainError::TimedOut { .. })));
     }
 
     #[tokio::test]

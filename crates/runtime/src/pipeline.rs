@@ -21,6 +21,9 @@ use crate::sampler::Sampler;
 /// Marks the ordinal of a summary's id.
 const SUMMARY: u32 = 1 << 31;
 
+/// The most occurrences that one event can stand for.
+const MAX_COUNT: u64 = 1 << 32;
+
 /// Spare events taken for a batch: as many as sources read at once.
 const SPARE: usize = 256;
 
@@ -163,8 +166,9 @@ impl Pipeline {
         event.id = id;
         event.origin = self.origin;
         event.observed_ns = observed_ns;
-        // Every event stands for at least one occurrence.
-        event.count = event.count.max(1);
+        // Every event stands for at least one occurrence, and for no more than
+        // sums can take.
+        event.count = event.count.clamp(1, MAX_COUNT);
         event.span_id.get_or_insert(SpanId::from_hash(hash));
         if !event.trace_id.is_set() {
             event.trace_id = TraceId::from_hash(hash);
@@ -209,7 +213,6 @@ impl Pipeline {
                 causality.adopt(event);
                 self.sample(event);
             }
-            causality.remember(&event);
             if event.weight == 0.0 {
                 sampled_out += tally;
                 keep(event, spare);
@@ -225,6 +228,8 @@ impl Pipeline {
             if folder.offer(&event, position.boot_ns, summary_id) {
                 keep(event, spare);
             } else {
+                // Only what is sent can be anybody's parent.
+                causality.remember(&event);
                 emit(event, &mut routed, out);
             }
         }
@@ -345,7 +350,8 @@ impl KindCounter {
             ("severity", event.severity.as_str()),
             ("outcome", event.outcome.as_str()),
         ];
-        let series = pipeline.metrics.series("vahti_events_total", MetricKind::Counter, &labels);
+        let series =
+            pipeline.metrics.series("vahti_events_seen_total", MetricKind::Counter, &labels);
         let Event { kind, severity, outcome, .. } = *event;
         self.known.push(KindCount { kind, severity, outcome, series, pending: 0 });
         self.known.len() - 1

@@ -170,13 +170,17 @@ pub trait EventProcessor: Send + Sync {
     /// [`ProcessError::Fatal`] and a panic trigger the failure policy.
     fn process(&self, record: RawRecord<'_>) -> Result<Output, ProcessError>;
 
-    /// Called once before the first record. A failure is a start-up error.
+    /// Called once before the first record. A failure is a start-up error. It
+    /// must not block its thread, which is that of all observers' lives; one
+    /// that does not end is given up when a shutdown begins.
     fn setup<'a>(&'a self, config: &'a Config) -> Lifecycle<'a> {
         let _unused = config;
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// Called once after the last record, also if [`setup`] failed.
+    /// Called once after the last record, also if [`setup`] failed, but not
+    /// while a thread hangs inside this instance: it might hold what this
+    /// needs. Has a quarter of the time that there is to drain.
     ///
     /// [`setup`]: EventProcessor::setup
     fn teardown(&self) -> Lifecycle<'_> {

@@ -1,6 +1,6 @@
 //! How a program is told to stop: once, to everybody, in order.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -9,12 +9,15 @@ use tokio::time::Instant;
 #[derive(Debug, Clone)]
 pub struct Shutdown {
     receiver: watch::Receiver<Option<Instant>>,
+    /// When it was first noticed that every trigger is gone.
+    dropped: Arc<OnceLock<Instant>>,
 }
 
 /// Tells it. Dropping the last one tells it too.
 #[derive(Debug, Clone)]
 pub struct ShutdownTrigger {
     sender: Arc<watch::Sender<Option<Instant>>>,
+    dropped: Arc<OnceLock<Instant>>,
 }
 
 /// A trigger and what it triggers.
@@ -28,7 +31,9 @@ pub struct ShutdownTrigger {
 #[must_use]
 pub fn channel() -> (ShutdownTrigger, Shutdown) {
     let (sender, receiver) = watch::channel(None);
-    (ShutdownTrigger { sender: Arc::new(sender) }, Shutdown { receiver })
+    let dropped = Arc::default();
+    let trigger = ShutdownTrigger { sender: Arc::new(sender), dropped: Arc::clone(&dropped) };
+    (trigger, Shutdown { receiver, dropped })
 }
 
 impl ShutdownTrigger {
@@ -44,7 +49,7 @@ impl ShutdownTrigger {
     /// Another receiver.
     #[must_use]
     pub fn subscribe(&self) -> Shutdown {
-        Shutdown { receiver: self.sender.subscribe() }
+        Shutdown { receiver: self.sender.subscribe(), dropped: Arc::clone(&self.dropped) }
     }
 }
 
@@ -59,7 +64,12 @@ impl Shutdown {
     /// drain share one deadline. Now, if it has not begun.
     #[must_use]
     pub fn begun_at(&self) -> Instant {
-        self.receiver.borrow().unwrap_or_else(Instant::now)
+        let begun = *self.receiver.borrow();
+        match begun {
+            Some(begun) => begun,
+            None if self.has_begun() => *self.dropped.get_or_init(Instant::now),
+            None => Instant::now(),
+        }
     }
 
     /// Waits until it begins.

@@ -1,10 +1,12 @@
 //! Runs all observers of a program, each by its failure policy.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinSet};
 
+use crate::config::FailurePolicy;
 use crate::delivery::EmitterHandle;
 use crate::observer::{ObserverRuntime, RunError};
 use crate::shutdown::{Shutdown, ShutdownTrigger, channel};
@@ -62,21 +64,17 @@ impl Supervisor {
     /// is fail_fast failed; then drains.
     pub async fn run(self, shutdown: Shutdown) -> Report {
         let (trigger, inner) = channel();
-        let (sender, mut ends) = mpsc::unbounded_channel();
+        let mut runs = JoinSet::new();
+        let mut names = HashMap::new();
         let observers = self.observers.len();
         for observer in &self.observers {
-            let (observer, sender) = (Arc::clone(observer), sender.clone());
-            let told = inner.clone();
-            tokio::spawn(async move {
-                let result = observer.run(told).await;
-                // The supervisor waits for all of them.
-                if sender.send(result).is_err() {}
-            });
+            let task = runs.spawn(Arc::clone(observer).run(inner.clone()));
+            names.insert(task.id(), observer);
         }
-        drop(sender);
         let forward = tokio::spawn(forward(shutdown.clone(), trigger.clone()));
         let mut report = Report::default();
-        while let Some(result) = ends.recv().await {
+        while let Some(ended) = runs.join_next().await {
+            let result = ended.unwrap_or_else(|crash| Err(crashed(names.get(&crash.id()), &crash)));
             let Err(error) = result else { continue };
             if error.is_fail_fast() {
                 report.failed_fast = true;
@@ -94,6 +92,15 @@ impl Supervisor {
             }
         }
         report
+    }
+}
+
+/// The runtime itself panicked: that should not be, and is told all the same.
+fn crashed(observer: Option<&&Arc<ObserverRuntime>>, crash: &JoinError) -> RunError {
+    RunError::Failed {
+        observer: observer.map_or_else(String::new, |o| o.name().to_owned()),
+        why: crash.to_string(),
+        policy: observer.map_or_else(FailurePolicy::default, |o| o.config().failure.policy),
     }
 }
 

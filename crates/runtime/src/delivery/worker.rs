@@ -8,16 +8,20 @@ use tokio::sync::watch;
 
 use super::{EmitterConfig, EmitterFactory, EmitterState, Shared};
 use crate::backoff::{Jitter, emit_delay};
+use crate::clock::boot_now_ns;
 use crate::emitter::{Delivery, EmitOutcome, EventEmitter};
 use crate::event::{Event, Priority};
 use crate::lane::{Lane, Settlement};
 use crate::ledger::{DropReason, Tally};
-use crate::panic::{ContainError, Panicked, contain, contain_future, contain_with_timeout};
+use crate::panic::{
+    ContainError, Foreign, Panicked, contain, contain_future, contain_with_timeout,
+};
 
 pub(super) struct Worker {
     shared: Arc<Shared>,
     factory: EmitterFactory,
-    emitter: Box<dyn EventEmitter>,
+    /// `None` after a panic, until it could be made anew.
+    emitter: Option<Foreign<Box<dyn EventEmitter>>>,
     config: EmitterConfig,
     critical: bool,
     max_batch: usize,
@@ -29,6 +33,8 @@ pub(super) struct Worker {
     batch: Batch,
     /// Memory on its way back to the observers.
     spare: Vec<Arc<Event>>,
+    /// Batches given up one after the other.
+    given_up_in_row: u32,
     jitter: Jitter,
     over: watch::Receiver<bool>,
 }
@@ -58,7 +64,7 @@ impl Worker {
         Ok(Worker {
             shared,
             factory,
-            emitter,
+            emitter: Some(Foreign::new(emitter)),
             config,
             critical,
             max_batch: max_batch.max(1),
@@ -68,6 +74,7 @@ impl Worker {
             turn: 0,
             batch: Batch::default(),
             spare: Vec::new(),
+            given_up_in_row: 0,
             jitter,
             over,
         })
@@ -88,7 +95,7 @@ impl Worker {
             let known = self.lanes_version;
             let has_news = || {
                 shared.has_work()
-                    || shared.ending.load(Ordering::Acquire)
+                    || *shared.ending.borrow()
                     || shared.lanes_version.load(Ordering::Acquire) != known
             };
             self.shared.bell.wait(has_news).await;
@@ -97,7 +104,7 @@ impl Worker {
     }
 
     fn is_over(&self) -> bool {
-        self.shared.ending.load(Ordering::Acquire)
+        *self.shared.ending.borrow()
             && (*self.over.borrow() || self.lanes.iter().all(|lane| lane.is_settled()))
     }
 
@@ -112,14 +119,14 @@ impl Worker {
     /// Takes what is there; an emitter whose requests are dear waits for more,
     /// `drain_interval` at the longest.
     async fn gather_with_patience(&mut self) {
-        let patient = self.min_batch > 1 && !self.shared.ending.load(Ordering::Acquire);
+        let patient = self.min_batch > 1 && !*self.shared.ending.borrow();
         let waiting = if patient { self.shared.waiting() } else { 0 };
         if waiting > 0 && waiting < self.min_batch {
             let until = tokio::time::Instant::now() + self.config.drain_interval;
             let shared = Arc::clone(&self.shared);
             let enough = self.min_batch;
             let full = async {
-                while shared.waiting() < enough && !shared.ending.load(Ordering::Acquire) {
+                while shared.waiting() < enough && !*shared.ending.borrow() {
                     let before = shared.waiting();
                     shared.bell.wait(|| shared.waiting() != before).await;
                 }
@@ -167,6 +174,7 @@ impl Worker {
             let outcome = self.emit().await;
             let (hint, reason) = self.account(outcome);
             if self.batch.events.is_empty() {
+                self.given_up_in_row = 0;
                 self.note(reason);
                 return;
             }
@@ -180,6 +188,7 @@ impl Worker {
                     DropReason::TriedOnce
                 };
                 self.drop_rest(why);
+                self.hold_back(hint).await;
                 return;
             }
             failures += 1;
@@ -190,6 +199,18 @@ impl Worker {
                 self.batch.from.clear();
                 return;
             }
+        }
+    }
+
+    /// The breaker: after a batch that was given up, nothing is taken from the
+    /// lanes for a while, longer each time, so that they serve as the buffer
+    /// that they are. Not at the end: then there is no time to wait for.
+    async fn hold_back(&mut self, hint: Option<Duration>) {
+        self.given_up_in_row = self.given_up_in_row.saturating_add(1);
+        let delay = emit_delay(self.given_up_in_row, hint, &mut self.jitter);
+        let mut ending = self.shared.ending.subscribe();
+        if tokio::time::timeout(delay, ending.wait_for(|ending| *ending)).await.is_ok() {
+            tracing::debug!(emitter = %self.shared.name, "ends; what waits is tried once");
         }
     }
 
@@ -206,35 +227,43 @@ impl Worker {
     }
 
     async fn emit(&mut self) -> EmitOutcome {
+        let Some(mut emitter) = self.emitter.take().or_else(|| self.make_anew()) else {
+            let reason = "it panicked and could not be made anew".to_owned();
+            return EmitOutcome::Retryable { reason, retry_after: None };
+        };
         let limit = self.config.emit_timeout;
         let batch = &self.batch.events;
-        let emitter = &mut self.emitter;
+        self.shared.emitting_since_ns.store(boot_now_ns(), Ordering::Relaxed);
         let result = contain_with_timeout(&self.shared.name, limit, |_| emitter.emit(batch)).await;
+        self.shared.emitting_since_ns.store(0, Ordering::Relaxed);
         match result {
-            Ok(outcome) => outcome,
+            Ok(outcome) => {
+                self.emitter = Some(emitter);
+                outcome
+            }
             Err(error) => {
                 let reason = error.to_string();
-                if let ContainError::Panicked(panicked) = error {
-                    self.replace(&panicked);
+                match error {
+                    // State is never used again after a panic.
+                    ContainError::Panicked(panicked) => {
+                        self.shared.panics.fetch_add(1, Ordering::Relaxed);
+                        tracing::error!(emitter = %self.shared.name, error = %panicked, "made anew");
+                        drop(emitter);
+                        self.emitter = self.make_anew();
+                    }
+                    ContainError::TimedOut { .. } => self.emitter = Some(emitter),
                 }
                 EmitOutcome::Retryable { reason, retry_after: None }
             }
         }
     }
 
-    /// State is never used again after a panic.
-    fn replace(&mut self, panicked: &Panicked) {
-        self.shared.panics.fetch_add(1, Ordering::Relaxed);
-        tracing::error!(emitter = %self.shared.name, error = %panicked, "emitter panicked; made anew");
+    fn make_anew(&self) -> Option<Foreign<Box<dyn EventEmitter>>> {
         match contain("emitter factory", &self.factory) {
-            Ok(fresh) => {
-                let old = std::mem::replace(&mut self.emitter, fresh);
-                if let Err(again) = contain("emitter drop", || drop(old)) {
-                    tracing::warn!(error = %again, "the old emitter panicked when dropped");
-                }
-            }
+            Ok(fresh) => Some(Foreign::new(fresh)),
             Err(again) => {
-                tracing::error!(emitter = %self.shared.name, error = %again, "could not make it anew");
+                tracing::error!(emitter = %self.shared.name, error = %again, "can't be made anew");
+                None
             }
         }
     }
@@ -337,10 +366,12 @@ impl Worker {
     }
 
     async fn close(mut self) {
-        let closed = contain("emitter close", || self.emitter.close());
-        let result = match closed {
-            Ok(future) => contain_future("emitter close", future).await,
-            Err(panicked) => Err(panicked),
+        let result = match &mut self.emitter {
+            Some(emitter) => match contain("emitter close", || emitter.close()) {
+                Ok(future) => contain_future("emitter close", future).await,
+                Err(panicked) => Err(panicked),
+            },
+            None => Ok(Ok(())),
         };
         match result {
             Ok(Ok(())) => {}

@@ -5,11 +5,12 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
 
+use crate::panic::Foreign;
 use crate::pipeline::Failure;
 use crate::processor::EventProcessor;
 
 pub(super) struct Incarnation {
-    pub(super) processor: Box<dyn EventProcessor>,
+    pub(super) processor: Foreign<Box<dyn EventProcessor>>,
     /// Held around calls where only one thread may call at a time.
     gate: Option<Gate>,
     down: AtomicBool,
@@ -51,6 +52,7 @@ impl Incarnation {
         failures: mpsc::UnboundedSender<Failure>,
     ) -> Self {
         let gate = one_at_a_time.then(Gate::default);
+        let processor = Foreign::new(processor);
         Incarnation { processor, gate, down: AtomicBool::new(false), failures }
     }
 

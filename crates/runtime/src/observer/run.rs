@@ -15,9 +15,9 @@ use crate::clock::boot_now_ns;
 use crate::config::FailurePolicy;
 use crate::delivery::thread_name;
 use crate::ledger::FailReason;
-use crate::panic::{contain, contain_future};
+use crate::panic::{contain, contain_future, contain_with_timeout};
 use crate::pipeline::{Failure, Scratch};
-use crate::processor::EventProcessor;
+use crate::processor::{EventProcessor, LifecycleError};
 use crate::shutdown::Shutdown;
 use crate::source::{Source, SourceLedger};
 
@@ -40,6 +40,8 @@ pub enum RunError {
         observer: String,
         /// What failed, with all that brought it about.
         why: String,
+        /// Its policy.
+        policy: FailurePolicy,
     },
     /// It failed, and its policy is not to start it again.
     #[error("observer {observer} failed: {why}")]
@@ -57,7 +59,11 @@ impl RunError {
     /// Whether the policy asks the whole program to end.
     #[must_use]
     pub fn is_fail_fast(&self) -> bool {
-        matches!(self, RunError::Failed { policy: FailurePolicy::FailFast, .. })
+        matches!(
+            self,
+            RunError::Start { policy: FailurePolicy::FailFast, .. }
+                | RunError::Failed { policy: FailurePolicy::FailFast, .. }
+        )
     }
 }
 
@@ -69,12 +75,16 @@ enum Outcome {
     Drained,
     /// It failed; this is left to do.
     Failed(String, VecDeque<Work>),
+    /// It hangs, with a thread inside that is left behind; this is left to do.
+    Hung(String, VecDeque<Work>),
 }
 
 /// Starts within a period, and when to try next.
 struct Restarts {
     recent: VecDeque<Instant>,
     row: u32,
+    /// Failed too often: tried hourly, until a run lasts for a whole period.
+    degraded: bool,
     jitter: Jitter,
 }
 
@@ -99,7 +109,7 @@ impl ObserverRuntime {
             Ok(source) => source,
             Err(why) => {
                 self.set_stage(Stage::Ended);
-                return Err(RunError::Start { observer: self.name.clone(), why });
+                return Err(self.start_error(why));
             }
         };
         let checks = tokio::spawn(Arc::clone(&self.health).run(shutdown.clone()));
@@ -122,27 +132,37 @@ impl ObserverRuntime {
         shutdown: &Shutdown,
     ) -> Result<(), RunError> {
         let mut todo = VecDeque::new();
-        let mut restarts =
-            Restarts { recent: VecDeque::new(), row: 0, jitter: Jitter::new(&self.name) };
+        let mut restarts = Restarts {
+            recent: VecDeque::new(),
+            row: 0,
+            degraded: false,
+            jitter: Jitter::new(&self.name),
+        };
         let mut first = true;
         let result = loop {
-            let outcome = match self.incarnate().await {
+            let began = Instant::now();
+            let outcome = match self.incarnate(shutdown).await {
                 Ok((incarnation, failures)) => {
                     let outcome = self
                         .run_once(&incarnation, failures, source.as_ref(), todo, first, shutdown)
                         .await;
                     incarnation.go_down();
-                    self.teardown(&*incarnation.processor).await;
+                    if matches!(outcome, Ok(Outcome::Hung(..))) {
+                        // Whoever hangs inside may hold what teardown needs.
+                        tracing::warn!(observer = %self.name, "not torn down: it hangs");
+                    } else {
+                        self.teardown(&**incarnation.processor).await;
+                    }
                     outcome
                 }
-                Err(why) if first => Err(RunError::Start { observer: self.name.clone(), why }),
+                Err(why) if first => Err(self.start_error(why)),
                 Err(why) => Ok(Outcome::Failed(why, todo)),
             };
             first = false;
             match outcome {
                 Ok(Outcome::Shutdown | Outcome::Drained) => break Ok(()),
                 Err(error) => break Err(error),
-                Ok(Outcome::Failed(why, left)) => {
+                Ok(Outcome::Failed(why, left) | Outcome::Hung(why, left)) => {
                     let policy = self.config.failure.policy;
                     tracing::error!(observer = %self.name, %why, ?policy, "observer failed");
                     if policy != FailurePolicy::Restart {
@@ -150,7 +170,8 @@ impl ObserverRuntime {
                         break Err(RunError::Failed { observer: self.name.clone(), why, policy });
                     }
                     todo = left;
-                    if self.wait_to_restart(&mut restarts, &why, shutdown).await {
+                    let lasted = began.elapsed();
+                    if self.wait_to_restart(&mut restarts, lasted, &why, shutdown).await {
                         self.give_up(todo);
                         break Ok(());
                     }
@@ -163,14 +184,32 @@ impl ObserverRuntime {
         result
     }
 
+    fn start_error(&self, why: String) -> RunError {
+        let policy = self.config.failure.policy;
+        RunError::Start { observer: self.name.clone(), why, policy }
+    }
+
+    /// What is left of the time to drain for what did not end by itself when
+    /// the shutdown began.
+    async fn half_of_the_drain(&self, shutdown: &Shutdown) {
+        shutdown.begun().await;
+        tokio::time::sleep_until(shutdown.begun_at() + self.drain_deadline / 2).await;
+    }
+
     /// Makes a processor and sets it up.
     async fn incarnate(
         &self,
+        shutdown: &Shutdown,
     ) -> Result<(Arc<Incarnation>, mpsc::UnboundedReceiver<Failure>), String> {
         let processor = contain("processor factory", || self.factory.make())
             .map_err(|panicked| panicked.to_string())?;
         let set_up = match contain("processor setup", || processor.setup(&self.config)) {
-            Ok(future) => contain_future("processor setup", future).await,
+            Ok(future) => tokio::select! {
+                result = contain_future("processor setup", future) => result,
+                () = self.half_of_the_drain(shutdown) => {
+                    Ok(Err(LifecycleError::new("did not end before the shutdown")))
+                }
+            },
             Err(panicked) => Err(panicked),
         };
         let problem = match set_up {
@@ -188,17 +227,16 @@ impl ObserverRuntime {
     }
 
     async fn teardown(&self, processor: &dyn EventProcessor) {
-        let result = match contain("processor teardown", || processor.teardown()) {
-            Ok(future) => contain_future("processor teardown", future).await,
-            Err(panicked) => Err(panicked),
-        };
-        match result {
+        let limit = self.drain_deadline / 4;
+        let teardown =
+            contain_with_timeout("processor teardown", limit, |_| processor.teardown()).await;
+        match teardown {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::warn!(observer = %self.name, error = %describe(&error), "teardown failed");
             }
-            Err(panicked) => {
-                tracing::warn!(observer = %self.name, error = %panicked, "teardown panicked");
+            Err(error) => {
+                tracing::warn!(observer = %self.name, %error, "teardown failed");
             }
         }
     }
@@ -217,11 +255,26 @@ impl ObserverRuntime {
         let orders = Arc::new(Orders::default());
         let mut thread = match source {
             None => None,
-            Some(source) => Some(
-                self.start_thread(incarnation, source, &orders, todo, first)
-                    .await
-                    .map_err(|why| RunError::Start { observer: self.name.clone(), why })?,
-            ),
+            Some(source) => {
+                let records = todo.iter().map(Work::len).sum();
+                let started = tokio::select! {
+                    started = self.start_thread(incarnation, source, &orders, todo, first) => {
+                        started
+                    }
+                    () = self.half_of_the_drain(shutdown) => {
+                        Err("its source did not start before the shutdown".to_owned())
+                    }
+                };
+                match started {
+                    Ok(thread) => Some(thread),
+                    Err(why) if first => return Err(self.start_error(why)),
+                    Err(why) => {
+                        // They went with the thread that could not be started.
+                        self.give_up_records(records);
+                        return Ok(Outcome::Failed(why, VecDeque::new()));
+                    }
+                }
+            }
         };
         let current = Some(Arc::clone(incarnation));
         *self.incarnation.write().unwrap_or_else(PoisonError::into_inner) = current;
@@ -236,11 +289,12 @@ impl ObserverRuntime {
             taken = self.hang() => {
                 // The thread is left behind; it can't be ended.
                 thread = None;
-                Some(Outcome::Failed(self.hang_message(), taken))
+                Some(Outcome::Hung(self.hang_message(), taken))
             }
             Some(Failure::Fatal(why)) = failures.recv() => Some(Outcome::Failed(why, VecDeque::new())),
         };
         match failed {
+            Some(Outcome::Hung(why, left)) => Ok(Outcome::Hung(why, left)),
             Some(Outcome::Failed(why, mut left)) => {
                 // A failure through process_event: the thread has work of its own.
                 left.extend(self.stop_thread(thread, &orders, source).await);
@@ -297,8 +351,13 @@ impl ObserverRuntime {
                 if started.send(result).is_err() || failed {
                     return;
                 }
+                let runtime = Arc::clone(&thread.runtime);
                 // Nobody waits any more where the thread was left behind.
-                if ended.send(thread.run()).is_err() {}
+                if let Err(End::Quit(left) | End::Failed(_, left) | End::SourceFailed(_, left)) =
+                    ended.send(thread.run())
+                {
+                    runtime.give_up(left);
+                }
             });
         spawned.map_err(|error| format!("its thread could not be started: {error}"))?;
         let ledger = match has_started.await {
@@ -326,15 +385,18 @@ impl ObserverRuntime {
             if now.is_none() || now != before {
                 (before, since) = (now, Instant::now());
             } else if since.elapsed() >= limit
-                && let Some(left) = self.seat.take_over()
+                && let Some((left, at_a_record)) = self.seat.take_over()
             {
-                self.count_hung();
+                self.count_hung(at_a_record);
                 return left;
             }
         }
     }
 
-    fn count_hung(&self) {
+    fn count_hung(&self, at_a_record: bool) {
+        if !at_a_record {
+            return;
+        }
         self.pipeline.fail(FailReason::Hang, 1);
         self.pipeline.counts.processing.fetch_sub(1, Ordering::Relaxed);
     }
@@ -363,8 +425,8 @@ impl ObserverRuntime {
 
     fn take_from_hung(&self) -> VecDeque<Work> {
         match self.seat.take_over() {
-            Some(left) => {
-                self.count_hung();
+            Some((left, at_a_record)) => {
+                self.count_hung(at_a_record);
                 left
             }
             None => VecDeque::new(),
@@ -415,16 +477,20 @@ impl ObserverRuntime {
     async fn wait_to_restart(
         &self,
         restarts: &mut Restarts,
+        lasted: Duration,
         why: &str,
         shutdown: &Shutdown,
     ) -> bool {
+        // Nobody reads the source now, so nobody else ends its storms.
+        self.fold_bell.notify_one();
         let retry = &self.config.failure.retry;
         let now = Instant::now();
         restarts.recent.retain(|at| now.duration_since(*at) < retry.period.0);
-        if restarts.recent.is_empty() {
-            restarts.row = 0;
+        if lasted >= retry.period.0 {
+            (restarts.row, restarts.degraded) = (0, false);
         }
-        let delay = if restarts.recent.len() >= retry.max_attempts as usize {
+        restarts.degraded |= restarts.recent.len() >= retry.max_attempts as usize;
+        let delay = if restarts.degraded {
             self.health.mark_degraded(format!("failed too often, tried hourly: {why}"));
             DEGRADED_RETRY
         } else {
@@ -437,8 +503,9 @@ impl ObserverRuntime {
         tokio::time::timeout(delay, shutdown.begun()).await.is_ok()
     }
 
-    /// Ends the windows of storms that came through `process_event`; those
-    /// from the source are ended by its thread.
+    /// Ends the windows of storms that came through `process_event`, and of all
+    /// while the observer is down; else those from the source are ended by its
+    /// thread.
     async fn end_storms(self: Arc<Self>) {
         let mut scratch = Scratch::default();
         loop {

@@ -19,6 +19,9 @@ use crate::panic::contain;
 use crate::pipeline::{Failure, Scratch};
 use crate::source::{ReadOutcome, RecordBatch};
 
+/// The thread waits for its turn at the processor.
+const AT_THE_GATE: usize = usize::MAX;
+
 /// Records read at once, at most.
 const BATCH_RECORDS: usize = 256;
 const BATCH_BYTES: usize = 256 << 10;
@@ -27,7 +30,7 @@ const BATCH_BYTES: usize = 256 << 10;
 pub(super) struct Work {
     records: Arc<RecordBatch>,
     range: Range<usize>,
-    /// Index within the range. Not the thread's: one that was left behind and
+    /// Index within the range, or [`AT_THE_GATE`]. Not the thread's: one that was left behind and
     /// wakes up later must not move its successor's.
     at: AtomicUsize,
     claimed: AtomicBool,
@@ -35,7 +38,7 @@ pub(super) struct Work {
 
 impl Work {
     fn new(records: Arc<RecordBatch>, range: Range<usize>) -> Self {
-        Work { records, range, at: AtomicUsize::new(0), claimed: AtomicBool::new(false) }
+        Work { records, range, at: AtomicUsize::new(AT_THE_GATE), claimed: AtomicBool::new(false) }
     }
 
     /// Whether the caller is the first to claim it.
@@ -78,8 +81,9 @@ impl Seat {
     }
 
     /// Takes the work from a thread that hangs: what came before the record
-    /// that it hangs at, and all that comes after. `None` if it was faster.
-    pub(super) fn take_over(&self) -> Option<VecDeque<Work>> {
+    /// that it hangs at, and all that comes after; and whether there is such a
+    /// record, or it only waits for another caller. `None` if it was faster.
+    pub(super) fn take_over(&self) -> Option<(VecDeque<Work>, bool)> {
         let mut seated = self.work.lock().unwrap_or_else(PoisonError::into_inner);
         let (work, _) = seated.as_ref()?;
         // A thread that was faster takes what is to do next with it.
@@ -87,10 +91,15 @@ impl Seat {
             return None;
         }
         let (work, mut left) = seated.take()?;
-        let hung = work.range.start + work.at.load(Ordering::Relaxed);
+        let at = work.at.load(Ordering::Relaxed);
+        if at == AT_THE_GATE {
+            left.push_front(Work::new(Arc::clone(&work.records), work.range.clone()));
+            return Some((left, false));
+        }
+        let hung = work.range.start + at;
         left.push_front(Work::new(Arc::clone(&work.records), hung + 1..work.range.end));
         left.push_front(Work::new(Arc::clone(&work.records), work.range.start..hung));
-        Some(left)
+        Some((left, true))
     }
 }
 
@@ -203,8 +212,10 @@ impl Thread {
         let Some(inside) = self.incarnation.enter() else {
             return Err(Box::new(self.wait_for_the_end(&work)));
         };
+        // The gate is passed: the first record is next.
+        work.at.store(0, Ordering::Relaxed);
         let records = work.range.clone().filter_map(|index| work.records.get(index));
-        let done = pipeline.process(&*self.incarnation.processor, records, &work.at, scratch);
+        let done = pipeline.process(&**self.incarnation.processor, records, &work.at, scratch);
         drop(inside);
         if !work.claim() {
             return Err(Box::new(End::Superseded));
@@ -257,7 +268,10 @@ pub(super) fn describe(error: &(dyn std::error::Error + 'static)) -> String {
 impl ObserverRuntime {
     /// Counts what nobody will process any more.
     pub(super) fn give_up(&self, todo: VecDeque<Work>) {
-        let records: usize = todo.iter().map(Work::len).sum();
+        self.give_up_records(todo.iter().map(Work::len).sum());
+    }
+
+    pub(super) fn give_up_records(&self, records: usize) {
         self.pipeline.fail(FailReason::Down, records as u64);
         self.pipeline.counts.processing.fetch_sub(records as u64, Ordering::Relaxed);
     }
