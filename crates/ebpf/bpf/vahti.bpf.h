@@ -25,8 +25,9 @@ struct path {
 #define SLOTS 8
 
 /*
- * A slot belongs to one program. The kernel runs a program at most once at a time on a CPU (it counts
- * the others as recursion_misses), so plain additions are exact and scratch memory is never shared.
+ * A slot belongs to one program. A softirq may run a program that it has just interrupted: only since 6.1
+ * does the kernel skip that run of a raw tracepoint's program, and count it (recursion_misses). So
+ * additions are atomic, and whoever finds its slot's scratch memory in use leaves it alone.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -34,6 +35,19 @@ struct {
 	__type(key, u32);
 	__type(value, struct vahti_stats);
 } stats SEC(".maps");
+
+/* What of a slot's scratch memory on a CPU is in use. Interrupts nest, so plain stores are enough. */
+struct busy {
+	u32 record;
+	u32 path;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, SLOTS);
+	__type(key, u32);
+	__type(value, struct busy);
+} busy SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
@@ -65,22 +79,63 @@ static __always_inline struct vahti_self *self_facts(void)
 
 /* --- records ----------------------------------------------------------------------------------- */
 
+/* Adds without a result: fetching one would need 5.12. */
+#define add_one(counter) ((void)__sync_fetch_and_add(&(counter), 1))
+/* Keeps the compiler from moving accesses to scratch memory out of the time when it is taken. */
+#define barrier() asm volatile("" ::: "memory")
+
+static __always_inline int take(u32 *in_use)
+{
+	if (*(volatile u32 *)in_use)
+		return 0;
+	*(volatile u32 *)in_use = 1;
+	barrier();
+	return 1;
+}
+
+static __always_inline void give_back(u32 *in_use)
+{
+	barrier();
+	*(volatile u32 *)in_use = 0;
+}
+
+/*
+ * Takes the slot's memory for a record; whoever got it must submit(). Who interrupts a record of its own
+ * slot does not get it: its record is attempted and lost.
+ */
+static __always_inline int begin_record(u32 slot)
+{
+	struct vahti_stats *count = bpf_map_lookup_elem(&stats, &slot);
+	struct busy *in_use = bpf_map_lookup_elem(&busy, &slot);
+
+	if (!count || !in_use)
+		return 0;
+	if (take(&in_use->record))
+		return 1;
+	add_one(count->attempted);
+	add_one(count->lost);
+	return 0;
+}
+
 static __always_inline void submit(void *ring, u32 slot, struct vahti_header *record, u32 kind, u32 len)
 {
 	struct vahti_stats *count = bpf_map_lookup_elem(&stats, &slot);
+	struct busy *in_use = bpf_map_lookup_elem(&busy, &slot);
 
-	if (!count)
+	if (!count || !in_use)
 		return;
-	count->attempted += 1;
+	add_one(count->attempted);
 	record->abi_version = VAHTI_ABI_VERSION;
 	record->kind = kind;
 	record->len = len;
 	record->cpu = bpf_get_smp_processor_id();
-	record->seq = count->attempted;
+	/* Nobody else writes a record now. Who was turned away in between counts as a gap before this one. */
+	record->seq = *(volatile u64 *)&count->attempted;
 	if (bpf_ringbuf_output(ring, record, len, 0))
-		count->lost += 1;
+		add_one(count->lost);
 	else
-		count->submitted += 1;
+		add_one(count->submitted);
+	give_back(&in_use->record);
 }
 
 /* Answers a test run: the program is loaded and its ring is read. Tells userland's tgid on the way. */
@@ -89,7 +144,7 @@ static __always_inline int prove(void *ring, u32 slot)
 	struct vahti_self *facts = self_facts();
 	struct vahti_proof proof = {};
 
-	if (!facts)
+	if (!facts || !begin_record(slot))
 		return 0;
 	facts->tgid = bpf_get_current_pid_tgid() >> 32;
 	proof.header.flags = VAHTI_FLAG_PROOF;
@@ -164,14 +219,17 @@ static __always_inline void walk_path(struct path *path, struct kernfs_node *nod
 static __always_inline void remember_path(struct cgroup *cgroup, u64 id, u32 slot)
 {
 	struct path *path;
+	struct busy *in_use;
 
 	if (bpf_map_lookup_elem(&paths, &id))
 		return;
 	path = bpf_map_lookup_elem(&path_scratch, &slot);
-	if (!path)
+	in_use = bpf_map_lookup_elem(&busy, &slot);
+	if (!path || !in_use || !take(&in_use->path))
 		return;
 	walk_path(path, read(cgroup->kn));
 	bpf_map_update_elem(&paths, &id, path, BPF_ANY);
+	give_back(&in_use->path);
 }
 
 /* Appends the path of a cgroup behind a record's fixed part; returns its length. */

@@ -76,7 +76,8 @@ pub struct ProgramCounters {
     pub missed: u64,
 }
 
-/// Reads a program's counters. Kernels before 5.12 leave `missed` at 0.
+/// Reads a program's counters. Those of raw tracepoints leave `missed` at 0
+/// before 6.1, which skips no run.
 pub(crate) fn program_counters(program: BorrowedFd<'_>) -> io::Result<ProgramCounters> {
     // struct bpf_prog_info up to and with recursion_misses (offset 208).
     let mut info = [0_u64; 27];

@@ -282,7 +282,7 @@ static __always_inline void tell_kill(struct task_struct *victim)
 	u32 zero = 0;
 	struct oom_record *record = bpf_map_lookup_elem(&oom_scratch, &zero);
 
-	if (!record)
+	if (!record || !begin_record(VAHTI_SLOT_OOM_KILL))
 		return;
 	struct container_oom_kill *kill = &record->fixed;
 	kill->header.boot_ns = bpf_ktime_get_boot_ns();
@@ -464,7 +464,7 @@ static __always_inline void tell_exit(struct ending *e)
 	u32 zero = 0;
 	struct exit_record *record = bpf_map_lookup_elem(&exit_scratch, &zero);
 
-	if (!record)
+	if (!record || !begin_record(VAHTI_SLOT_PROCESS_EXIT))
 		return;
 	struct container_exit *exit = &record->fixed;
 	exit->header.boot_ns = bpf_ktime_get_boot_ns();

@@ -6,9 +6,9 @@
  * remembered where a process can be told: at connect(), at listen(), and when an accepted socket is
  * first received from. Minimum kernel: 5.8 with BTF; connection_error needs 5.14.
  *
- * Two programs share one tracepoint on purpose. The kernel skips a program that it has interrupted
- * in the middle; the long one (begin) runs in process context, so a softirq that interrupts it still
- * finds the other (end) free.
+ * Two programs share one tracepoint on purpose. Since 6.1 the kernel skips a program that it has
+ * interrupted in the middle; before, such a run finds its scratch memory taken. The long one (begin) runs
+ * in process context, so a softirq that interrupts it still finds the other (end) free.
  */
 #include "vahti.bpf.h"
 #include "network.h"
@@ -278,7 +278,7 @@ static __always_inline void tell_end(struct sock *sk, int old_state, int err)
 	u32 slot = VAHTI_SLOT_CONNECTION_END;
 	struct record *record = bpf_map_lookup_elem(&scratch, &slot);
 
-	if (!record)
+	if (!record || !begin_record(slot))
 		return;
 	struct network_connection *c = &record->fixed;
 	c->header.boot_ns = bpf_ktime_get_boot_ns();
@@ -326,6 +326,7 @@ static __always_inline int is_connect(struct flowi_common *flow, union flowi_uli
 	       !read(flow->flowic_oif);
 }
 
+/* Whoever gets a record from this must tell it. */
 static __always_inline struct network_connection *begin_refused(u32 slot, int err)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
@@ -333,7 +334,7 @@ static __always_inline struct network_connection *begin_refused(u32 slot, int er
 	struct net *net = read(namespaces->net_ns);
 	struct record *record = bpf_map_lookup_elem(&scratch, &slot);
 
-	if (!record)
+	if (!record || !begin_record(slot))
 		return 0;
 	struct network_connection *c = &record->fixed;
 	__builtin_memset(c, 0, sizeof(*c));
