@@ -1,3 +1,5 @@
+#![allow(clippy::panic, reason = "a test ends so")]
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
