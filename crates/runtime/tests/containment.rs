@@ -327,3 +327,68 @@ async fn a_failure_through_process_event_follows_the_policy_too() {
     assert_eq!((records.received, records.processed), (4, 2));
     assert_exact(&observer);
 }
+
+/// Its setup fails, or never ends.
+struct Unready {
+    hangs: bool,
+}
+
+impl vahti_runtime::processor::EventProcessor for Unready {
+    fn name(&self) -> &str {
+        "unready"
+    }
+
+    fn process(
+        &self,
+        _: vahti_runtime::processor::RawRecord<'_>,
+    ) -> Result<vahti_runtime::processor::Output, vahti_runtime::processor::ProcessError> {
+        Ok(vahti_runtime::processor::Output::Nothing)
+    }
+
+    fn setup<'a>(&'a self, _: &'a Config) -> vahti_runtime::processor::Lifecycle<'a> {
+        if self.hangs {
+            return Box::pin(std::future::pending());
+        }
+        let error = vahti_runtime::processor::LifecycleError::new("no such device");
+        Box::pin(std::future::ready(Err(error)))
+    }
+}
+
+fn unready(policy: FailurePolicy, hangs: bool) -> Arc<ObserverRuntime> {
+    ObserverRuntime::builder(move || Unready { hangs })
+        .config(config("unready", policy))
+        .drain_deadline(Duration::from_millis(200))
+        .build()
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_start_that_fails_follows_the_policy() {
+    for (policy, ends_all) in [(FailurePolicy::FailFast, true), (FailurePolicy::Isolate, false)] {
+        let (source, feed) = FakeSource::new();
+        let other = ObserverRuntime::builder(Handles::default().factory("other"))
+            .source(source)
+            .build()
+            .unwrap();
+        if !ends_all {
+            feed.end();
+        }
+        let (_trigger, shutdown) = channel();
+        let report = Supervisor::new(Vec::new(), Duration::from_secs(5))
+            .observer(unready(policy, false))
+            .observer(other)
+            .run(shutdown)
+            .await;
+        assert_eq!((report.failed_fast, report.failed.len()), (ends_all, 1), "{report:?}");
+        assert!(report.failed[0].to_string().contains("no such device"), "{report:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_setup_that_never_ends_does_not_hold_up_the_shutdown() {
+    let (trigger, shutdown) = channel();
+    let run = tokio::spawn(unready(FailurePolicy::Restart, true).run(shutdown));
+    trigger.begin();
+    let ended = tokio::time::timeout(Duration::from_secs(20), run).await.unwrap().unwrap();
+    assert!(ended.unwrap_err().to_string().contains("before the shutdown"));
+}
