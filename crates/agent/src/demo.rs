@@ -1,10 +1,11 @@
 //! `vahti demo`: makes faults that harm nobody, and shows each being found.
 //!
 //! The faults are real and go the real way: kernel, ring, processor, lane,
-//! emitter. They touch loopback, processes of our own, and a control group
-//! that is made for it and removed.
+//! emitter. They touch loopback, processes of our own, and a network namespace
+//! and control groups that are made for it and removed.
 
 mod faults;
+mod unanswered;
 
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -82,7 +83,7 @@ impl Shown {
         match &self.outcome {
             Verdict::Found { latency_us, event } => {
                 let ms = *latency_us as f64 / 1e3;
-                wrap(&mut out, "found      ", &format!("{} after {ms:.2} ms", self.what), WIDTH);
+                wrap(&mut out, "found      ", &format!("in {ms:.2} ms: {}", self.what), WIDTH);
                 let mut line = Vec::new();
                 to_text_line(event, false, &mut line);
                 wrap(&mut out, "             ", String::from_utf8_lossy(&line).trim_end(), WIDTH);

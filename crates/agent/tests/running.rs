@@ -228,7 +228,7 @@ fn the_demo_finds_every_fault_that_it_can_make_here() {
     }
     let shown: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let faults = shown["faults"].as_array().unwrap();
-    assert_eq!(faults.len(), 6);
+    assert_eq!(faults.len(), 9);
     for fault in faults {
         if fault["outcome"] == "not_made" {
             not_run(format_args!("{}: {}", fault["what"], fault["why"]));

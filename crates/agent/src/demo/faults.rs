@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use vahti_runtime::event::{Event, EventData};
+
+use super::unanswered;
 
 /// A fault that can be made without harm.
 pub(super) struct Fault {
@@ -22,8 +24,8 @@ pub(super) struct Fault {
 
 /// What a fault's event must carry.
 pub(super) enum Trace {
-    /// A connection to this port.
-    PeerPort(u16),
+    /// A connection to this peer.
+    Peer(SocketAddr),
     /// This process.
     Process(u32),
     /// This container.
@@ -34,9 +36,13 @@ impl Trace {
     /// Whether the event is about this fault.
     pub(super) fn is_of(&self, event: &Event) -> bool {
         match self {
-            Trace::PeerPort(port) => {
-                matches!(&event.data, EventData::Network(n) if n.peer.port == Some(*port))
-            }
+            Trace::Peer(peer) => match &event.data {
+                EventData::Network(network) => {
+                    let shown = &network.peer;
+                    (shown.address, shown.port) == (Some(peer.ip()), Some(peer.port()))
+                }
+                _ => false,
+            },
             Trace::Process(pid) => event.process.is_some_and(|p| p.pid == Some(*pid)),
             Trace::Container(id) => event.container.as_ref().is_some_and(|c| *c.id == **id),
         }
@@ -44,7 +50,7 @@ impl Trace {
 }
 
 /// In the order in which they are shown.
-pub(super) const FAULTS: [Fault; 6] = [
+pub(super) const FAULTS: [Fault; 9] = [
     Fault {
         subtype: "connection_refused",
         what: "a connection over IPv4 to a port where nobody listens",
@@ -56,6 +62,21 @@ pub(super) const FAULTS: [Fault; 6] = [
         make: || refused(Ipv6Addr::LOCALHOST.into()),
     },
     Fault { subtype: "connection_reset", what: "a connection that its peer resets", make: reset },
+    Fault {
+        subtype: "connection_unreachable",
+        what: "a connection to where no route leads",
+        make: || unanswered::unreachable().map(Trace::Peer),
+    },
+    Fault {
+        subtype: "connection_abandoned",
+        what: "a connection that is given up after a second without an answer",
+        make: || unanswered::abandoned().map(Trace::Peer),
+    },
+    Fault {
+        subtype: "connection_timeout",
+        what: "a connection that nobody answers for three seconds",
+        make: || unanswered::timeout().map(Trace::Peer),
+    },
     Fault { subtype: "process_crash", what: "a process that ends by SIGSEGV", make: crash },
     Fault {
         subtype: "container_exit",
@@ -71,10 +92,10 @@ pub(super) const FAULTS: [Fault; 6] = [
 
 fn refused(address: IpAddr) -> io::Result<Trace> {
     let listener = TcpListener::bind((address, 0))?;
-    let port = listener.local_addr()?.port();
+    let peer = listener.local_addr()?;
     drop(listener);
-    match TcpStream::connect((address, port)) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(Trace::PeerPort(port)),
+    match TcpStream::connect(peer) {
+        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => Ok(Trace::Peer(peer)),
         Err(error) => Err(error),
         Ok(_) => Err(io::Error::other("somebody listens there after all")),
     }
@@ -82,15 +103,15 @@ fn refused(address: IpAddr) -> io::Result<Trace> {
 
 fn reset() -> io::Result<Trace> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let port = listener.local_addr()?.port();
-    let mut client = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    let address = listener.local_addr()?;
+    let mut client = TcpStream::connect(address)?;
     let (mut peer, _) = listener.accept()?;
     client.write_all(b"?")?;
     peer.read_exact(&mut [0])?;
     reset_on_close(&peer)?;
     drop(peer);
     match client.read(&mut [0]) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Trace::PeerPort(port)),
+        Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(Trace::Peer(address)),
         other => Err(io::Error::other(format!("no reset came but {other:?}"))),
     }
 }
