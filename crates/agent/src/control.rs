@@ -1,16 +1,17 @@
 //! The local socket on which a running agent answers questions.
 //!
 //! A request is one line of at most 4 KiB; the answer is one JSON document.
-//! Who may ask is a matter of file rights: the folder is 0700, the socket
-//! 0600. A client may be slow or hostile: it has a second to ask and five to
+//! Who may ask is a matter of file rights: the socket is 0600, and its folder,
+//! where it is ours to make, 0700. Whatever stands at its path and is no socket
+//! stays. A client may be slow or hostile: it has a second to ask and five to
 //! read, and there are eight of them at most. Without clients nothing runs and
 //! nothing wakes up.
 
 mod client;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::io::{self, BufRead, BufReader, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -58,6 +59,17 @@ pub(crate) enum ControlError {
         /// The other's process id, where it can be read.
         pid: Option<u32>,
     },
+    /// Something else has its place.
+    #[error(
+        "{} is {what}, which vahti does not replace: give another path with --socket",
+        escape(path.as_os_str().as_encoded_bytes())
+    )]
+    Taken {
+        /// Where.
+        path: PathBuf,
+        /// What it is, or is not.
+        what: &'static str,
+    },
     /// It can't be made.
     #[error("cannot {operation} {}: {error}", escape(path.as_os_str().as_encoded_bytes()))]
     Io {
@@ -85,6 +97,7 @@ impl Control {
     /// # Errors
     /// Another agent has it, or it can't be made.
     pub(crate) fn start(path: &Path, answer: Arc<Answer>) -> Result<Self, ControlError> {
+        refuse_unless_socket(path)?;
         make_folder(path)?;
         let lock = lock(path)?;
         let listener = bind(path)?;
@@ -106,7 +119,10 @@ impl Drop for Control {
         if let Err(error) = UnixStream::connect(&self.path) {
             tracing::debug!(%error, "the control socket is gone already");
         }
-        if let Err(error) = fs::remove_file(&self.path) {
+        let removed = refuse_unless_socket(&self.path).and_then(|()| {
+            fs::remove_file(&self.path).map_err(|error| problem("remove", &self.path, error))
+        });
+        if let Err(error) = removed {
             tracing::debug!(%error, "the control socket stays behind");
         }
     }
@@ -116,14 +132,34 @@ fn problem(operation: &'static str, path: &Path, error: io::Error) -> ControlErr
     ControlError::Io { operation, path: path.to_owned(), error }
 }
 
+/// A mistyped path must not cost anybody a file.
+fn refuse_unless_socket(path: &Path) -> Result<(), ControlError> {
+    match fs::symlink_metadata(path) {
+        Ok(there) if there.file_type().is_socket() => Ok(()),
+        Ok(_) => Err(ControlError::Taken { path: path.to_owned(), what: "no socket" }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(problem("look at", path, error)),
+    }
+}
+
 fn make_folder(path: &Path) -> Result<(), ControlError> {
     let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) else {
         return Ok(());
     };
     match DirBuilder::new().mode(0o700).create(folder) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            if is_writable_by_others(folder) {
+                let folder = escape(folder.as_os_str().as_encoded_bytes());
+                tracing::warn!(%folder, "others may write to the control socket's folder");
+            }
+            Ok(())
+        }
         result => result.map_err(|error| problem("create the folder", folder, error)),
     }
+}
+
+fn is_writable_by_others(folder: &Path) -> bool {
+    fs::metadata(folder).is_ok_and(|folder| folder.permissions().mode() & 0o022 != 0)
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {
@@ -148,17 +184,27 @@ fn lock(path: &Path) -> Result<File, ControlError> {
     match file.try_lock() {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => {
-            let mut text = String::new();
-            let read = file.take(20).read_to_string(&mut text);
-            let pid = read.ok().and_then(|_| text.trim().parse().ok());
+            let pid = read_id(&mut file).and_then(|id| id.trim().parse().ok());
             return Err(ControlError::InUse { pid });
         }
         Err(TryLockError::Error(error)) => return Err(problem("lock", &path, error)),
     }
-    file.set_len(0)
+    // Cargo.lock, beside a socket called Cargo, is not ours to write to.
+    if read_id(&mut file).is_none() {
+        return Err(ControlError::Taken { path, what: "no lock of an agent" });
+    }
+    file.rewind()
+        .and_then(|()| file.set_len(0))
         .and_then(|()| writeln!(file, "{}", std::process::id()))
         .map_err(|error| problem("write", &path, error))?;
     Ok(file)
+}
+
+/// What a lock holds: a process id and nothing else, or nothing at all.
+fn read_id(file: &mut File) -> Option<String> {
+    let mut text = String::new();
+    file.take(32).read_to_string(&mut text).ok()?;
+    text.trim().bytes().all(|b| b.is_ascii_digit()).then_some(text)
 }
 
 /// Binds in a folder that only we can enter and moves the socket to its place,
@@ -169,19 +215,40 @@ fn bind(path: &Path) -> Result<UnixListener, ControlError> {
     let inside = folder.join("s");
     let failed = |error| problem("create the socket", path, error);
     // Left behind by an agent that was killed right here.
-    match fs::remove_dir_all(&folder) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
-        _ => DirBuilder::new().mode(0o700).create(&folder).map_err(failed)?,
-    }
+    remove_folder(&folder, &inside)?;
+    DirBuilder::new().mode(0o700).create(&folder).map_err(failed)?;
     let bound = UnixListener::bind(&inside).and_then(|listener| {
         fs::set_permissions(&inside, Permissions::from_mode(0o600))?;
         fs::rename(&inside, path)?;
         Ok(listener)
     });
-    let removed = fs::remove_dir_all(&folder);
+    let removed = remove_folder(&folder, &inside);
     let listener = bound.map_err(failed)?;
-    removed.map_err(failed)?;
+    removed?;
     Ok(listener)
+}
+
+/// Removes what `bind` makes, and nothing that anybody else put there.
+fn remove_folder(folder: &Path, inside: &Path) -> Result<(), ControlError> {
+    match fs::symlink_metadata(folder) {
+        Ok(there) if there.is_dir() => {}
+        Ok(_) => return Err(ControlError::Taken { path: folder.to_owned(), what: "no folder" }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(problem("look at", folder, error)),
+    }
+    refuse_unless_socket(inside)?;
+    match fs::remove_file(inside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(problem("remove", inside, error));
+        }
+        _ => {}
+    }
+    match fs::remove_dir(folder) {
+        Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+            Err(ControlError::Taken { path: folder.to_owned(), what: "a folder with files in it" })
+        }
+        result => result.map_err(|error| problem("remove", folder, error)),
+    }
 }
 
 fn serve(listener: &UnixListener, answer: &Arc<Answer>, stop: &AtomicBool) {

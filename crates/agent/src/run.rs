@@ -80,7 +80,7 @@ fn emitter_state(emitter: &EmitterHandle) -> serde_json::Value {
 }
 
 /// Opens the control socket. Without one the agent still does its work, but
-/// not beside another agent that has it.
+/// not beside another agent that has it, nor with a path that is a mistake.
 fn control(args: &RunArgs, running: &Arc<OnceLock<Running>>) -> Result<Option<Control>, Failed> {
     let Some(path) = control::resolve_path(args.socket.clone()) else {
         tracing::debug!("no folder for a control socket; `vahti ledger` won't work");
@@ -98,6 +98,7 @@ fn control(args: &RunArgs, running: &Arc<OnceLock<Running>>) -> Result<Option<Co
     match Control::start(&path, Arc::new(answer)) {
         Ok(control) => Ok(Some(control)),
         Err(error @ ControlError::InUse { .. }) => Err(Failed::failure(error.to_string())),
+        Err(error @ ControlError::Taken { .. }) => Err(Failed::usage(error.to_string())),
         Err(error) => {
             tracing::warn!(%error, "`vahti ledger` won't work");
             Ok(None)

@@ -182,6 +182,17 @@ fn asking_an_agent_that_does_not_run_says_what_to_do() {
 }
 
 #[test]
+fn a_socket_path_that_is_somebodys_file_is_refused_and_the_file_stays() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "precious").unwrap();
+    let output = output(&["run", "--socket", file.path().to_str().unwrap()]);
+    assert_eq!(code(&output), 64);
+    let expected = format!("{} is no socket", file.path().display());
+    assert!(stderr(&output).contains(&expected), "{}", stderr(&output));
+    assert_eq!(std::fs::read_to_string(file.path()).unwrap(), "precious");
+}
+
+#[test]
 fn an_emitter_that_cannot_start_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("s");

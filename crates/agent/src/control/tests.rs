@@ -44,9 +44,55 @@ fn what_a_dead_agent_left_behind_is_replaced() {
     let path = folder.path().join("s");
     drop(UnixListener::bind(&path).unwrap());
     fs::create_dir(beside(&path, ".new")).unwrap();
+    drop(UnixListener::bind(beside(&path, ".new").join("s")).unwrap());
     fs::write(beside(&path, ".lock"), "99999999999999999999999999").unwrap();
     let _control = answering(&path).unwrap();
     assert!(ask(&path, "ledger").is_ok());
+}
+
+#[test]
+fn nothing_but_a_socket_is_replaced_and_it_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let refused = |path: &Path, named: &Path| {
+        let told = answering(path).err().unwrap();
+        assert!(matches!(told, ControlError::Taken { .. }), "{told}");
+        assert!(told.to_string().starts_with(named.to_str().unwrap()), "{told}");
+    };
+    let file = folder.path().join("passwords");
+    fs::write(&file, "secret").unwrap();
+    refused(&file, &file);
+    let link = folder.path().join("link");
+    std::os::unix::fs::symlink(&file, &link).unwrap();
+    refused(&link, &link);
+    refused(folder.path(), folder.path());
+    // Nor what stands in the way of its lock or of its folder.
+    let path = folder.path().join("Cargo");
+    fs::write(beside(&path, ".lock"), "version = 4\n").unwrap();
+    refused(&path, &beside(&path, ".lock"));
+    assert_eq!(fs::read_to_string(beside(&path, ".lock")).unwrap(), "version = 4\n");
+    let path = folder.path().join("s");
+    let new = beside(&path, ".new");
+    fs::create_dir(&new).unwrap();
+    fs::write(new.join("work"), "of years").unwrap();
+    refused(&path, &new);
+    fs::write(new.join("s"), "this too").unwrap();
+    refused(&path, &new.join("s"));
+    assert_eq!(fs::read_to_string(new.join("work")).unwrap(), "of years");
+    fs::remove_dir_all(&new).unwrap();
+    std::os::unix::fs::symlink(folder.path(), &new).unwrap();
+    refused(&path, &new);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "secret");
+}
+
+#[test]
+fn a_folder_that_others_may_write_to_is_noticed_and_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    assert!(!is_writable_by_others(folder.path()));
+    fs::set_permissions(folder.path(), Permissions::from_mode(0o770)).unwrap();
+    assert!(is_writable_by_others(folder.path()));
+    let path = folder.path().join("s");
+    let _control = answering(&path).unwrap();
+    assert_eq!((mode(&path), mode(folder.path())), (0o600, 0o770));
 }
 
 #[test]
