@@ -70,6 +70,7 @@ struct cgroup_root {
 struct cgroup {
 	struct kernfs_node *kn;
 	struct cgroup_root *root;
+	int nr_populated_csets;
 };
 struct cgroup_subsys_state {
 	struct cgroup *cgroup;
@@ -77,6 +78,7 @@ struct cgroup_subsys_state {
 struct css_set {
 	struct cgroup_subsys_state *subsys[1];
 	struct cgroup *dfl_cgrp;
+	int nr_tasks;
 };
 
 /* --- memory ------------------------------------------------------------------------------------ */
@@ -138,8 +140,12 @@ typedef struct {
 struct cred {
 	kuid_t uid;
 };
+struct pid_namespace {
+	struct task_struct *child_reaper;
+};
 struct upid {
 	int nr;
+	struct pid_namespace *ns;
 };
 struct pid {
 	u32 level;
@@ -150,6 +156,7 @@ typedef struct {
 } atomic_t;
 struct signal_struct {
 	atomic_t live;
+	int nr_threads;
 	int group_exit_code;
 	u32 flags;
 	s16 oom_score_adj;

@@ -6,12 +6,13 @@
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
-use aya::maps::{PerCpuArray, PerCpuValues};
+use aya::maps::{HashMap, PerCpuArray, PerCpuValues};
 use vahti_ebpf::cgroup::Hierarchy;
 use vahti_ebpf::loader::open;
 use vahti_ebpf::source::RingSource;
@@ -474,6 +475,41 @@ fn a_crash_is_told_once_with_its_sender() {
     assert_eq!(exit.sender.unwrap().pid, sender);
 }
 
+/// Runs a script that says when it is ready; then sends it SIGABRT, and tells
+/// it to go on.
+fn aborted_by_itself(script: &str) -> u32 {
+    let mut shell = Command::new("sh")
+        .args(["-c", script])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = [0; 2];
+    shell.stdout.as_mut().unwrap().read_exact(&mut ready).unwrap();
+    // SAFETY: takes no pointers; the child was not waited for yet.
+    assert_eq!(unsafe { libc::kill(shell.id() as libc::pid_t, libc::SIGABRT) }, 0);
+    shell.stdin.as_mut().unwrap().write_all(b"on\n").unwrap();
+    shell.wait().unwrap();
+    shell.id()
+}
+
+#[test]
+fn who_sent_a_signal_that_was_lived_through_is_not_who_sent_the_last() {
+    const TEST: &str = "who_sent_a_signal_that_was_lived_through_is_not_who_sent_the_last";
+    let Some(watch) = watching(TEST) else { return };
+    let handled = "ulimit -c 0; trap 'caught=1' ABRT; echo +; \
+                   while [ -z \"$caught\" ]; do sleep 0.01; done; trap - ABRT; kill -ABRT $$";
+    let ignored = "ulimit -c 0; trap '' ABRT; echo +; read go; trap - ABRT; kill -ABRT $$";
+    for script in [handled, ignored] {
+        let pid = aborted_by_itself(script);
+        let events = watch.expect(1, |e| is_of(e, pid));
+        assert_eq!(events[0].kind, &PROCESS_CRASH);
+        let EventData::Exit(exit) = events[0].data else { panic!("{events:?}") };
+        assert_eq!(exit.signal.unwrap().to_string(), "SIGABRT");
+        assert_eq!(exit.sender, None, "{script}");
+    }
+}
+
 #[test]
 fn ordinary_ends_are_no_events() {
     let Some(watch) = watching("ordinary_ends_are_no_events") else { return };
@@ -573,6 +609,39 @@ fn a_containers_first_process_with_eight_threads_ends_once() {
     assert_eq!(*events[0].container.as_ref().unwrap().id, *container.id);
     let EventData::Exit(exit) = events[0].data else { panic!("{events:?}") };
     assert_eq!((exit.code, exit.signal), (Some(2), None));
+}
+
+#[test]
+fn who_comes_in_beside_others_is_not_taken_for_the_first() {
+    const TEST: &str = "who_comes_in_beside_others_is_not_taken_for_the_first";
+    let hierarchy = Hierarchy::detect();
+    let mut opened = match open(&[container::OBJECT], hierarchy) {
+        Ok(opened) => opened,
+        Err(error) if is_for_lack_of(&error) => return not_run(TEST, &error.to_string()),
+        Err(error) => panic!("{error}"),
+    };
+    let Some(container) = FakeContainer::new(TEST, 'd') else { return };
+    let mut manager = opened.remove(0).unwrap();
+    let sleeper = || {
+        let child = Command::new("sleep").arg("60").spawn().unwrap();
+        std::fs::write(container.folder.join("cgroup.procs"), child.id().to_string()).unwrap();
+        child
+    };
+    let id = std::fs::metadata(&container.folder).unwrap().ino();
+    let firsts: HashMap<_, u64, u32> = manager.map("firsts").unwrap().try_into().unwrap();
+    let mut unseen = sleeper();
+    manager.attach_raw_tracepoint("cgroup_attach", "cgroup_attach_task").unwrap();
+    let mut later = sleeper();
+    assert!(firsts.get(&id, 0).is_err(), "{:?}", firsts.get(&id, 0));
+    for child in [&mut unseen, &mut later] {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+    let mut alone = sleeper();
+    let first = firsts.get(&id, 0);
+    alone.kill().unwrap();
+    alone.wait().unwrap();
+    assert_eq!(first.unwrap(), alone.id());
 }
 
 #[test]

@@ -89,7 +89,9 @@ abi_struct! {
         /// Another process that sent the fatal signal; 0: none.
         sender_tgid: u32,
         /// 1: its parent is in another cgroup.
-        parent_elsewhere: u16,
+        parent_elsewhere: u8,
+        /// 1: pid 1 of its pid namespace is in the same cgroup.
+        init_inside: u8,
         /// Bytes of cgroup path that follow.
         path_len: u16,
         /// The sender's name.

@@ -41,7 +41,12 @@ struct {
 	__type(value, u64);
 } oom_victims SEC(".maps");
 
+/*
+ * Who sent a process its last signal of a number. The target is an incarnation: what was sent to one
+ * that had the same id before is nobody's.
+ */
 struct sent_to {
+	u64 start_boot_ns;
 	u32 tgid;
 	u32 signal;
 };
@@ -135,16 +140,30 @@ static __always_inline int sent_by_process(u64 info)
 	return code == SI_USER || code == SI_QUEUE || code == SI_TKILL;
 }
 
-static __always_inline void remember_sender(struct task_struct *target, u32 signal)
+/* What became of a signal (include/trace/events/signal.h); the others never reach their process. */
+enum { TRACE_SIGNAL_DELIVERED = 0, TRACE_SIGNAL_LOSE_INFO = 4 };
+
+static __always_inline int was_delivered(u64 result)
+{
+	return (u32)result == TRACE_SIGNAL_DELIVERED || (u32)result == TRACE_SIGNAL_LOSE_INFO;
+}
+
+/* A process may have lived through the last one, so whoever sends the next takes that one's place. */
+static __always_inline void remember_sender(struct task_struct *target, u32 signal, u64 info)
 {
 	struct task_struct *task = (void *)bpf_get_current_task();
-	struct sent_to key = {.tgid = read(target->tgid), .signal = signal};
+	struct task_struct *target_leader = read(target->group_leader);
+	struct sent_to key = {.start_boot_ns = read(target_leader->start_boottime),
+			      .tgid = read(target->tgid),
+			      .signal = signal};
 	struct sender sender = {.tgid = bpf_get_current_pid_tgid() >> 32};
 	struct task_struct *leader = read(task->group_leader);
 
 	/* A kernel thread is a terminal's driver or the like; to oneself is no news. */
-	if (sender.tgid == key.tgid || read(task->flags) & PF_KTHREAD)
+	if (!sent_by_process(info) || sender.tgid == key.tgid || read(task->flags) & PF_KTHREAD) {
+		bpf_map_delete_elem(&senders, &key);
 		return;
+	}
 	bpf_probe_read_kernel(sender.comm, sizeof(sender.comm), &leader->comm);
 	bpf_map_update_elem(&senders, &key, &sender, BPF_ANY);
 }
@@ -160,14 +179,15 @@ int signal_sent(u64 *ctx)
 		return prove(&ring, VAHTI_SLOT_SIGNAL_SENT);
 	if (signal > 31 || !(BIT(signal) & SENT_SIGNALS))
 		return 0;
+	/* Whatever its result: a victim that was about to die is one all the same. */
 	if (signal == SIGKILL && ctx[1] == SEND_SIG_PRIV) {
 		struct oom_signal oom = {.killer = bpf_get_current_pid_tgid(), .victim = ctx[2]};
 		u32 thread = read(target->pid);
 
 		bpf_map_update_elem(&oom_signals, &thread, &oom, BPF_ANY);
-	} else if (sent_by_process(ctx[1])) {
-		remember_sender(target, signal);
 	}
+	if (was_delivered(ctx[4]))
+		remember_sender(target, signal, ctx[1]);
 	return 0;
 }
 
@@ -321,6 +341,18 @@ static __always_inline int parent_is_elsewhere(struct task_struct *leader, struc
 	return cgroup_of(read(leader->real_parent)) != cgroup;
 }
 
+/*
+ * Is a process the only one of its cgroup? Where a first was forgotten (evicted, or from before us), whoever
+ * comes in beside others (docker exec, a health check) is none. The tracepoint fires after the move.
+ */
+static __always_inline int is_alone(struct task_struct *task, struct cgroup *cgroup)
+{
+	struct css_set *set = read(task->cgroups);
+	struct signal_struct *signal = read(task->signal);
+
+	return read(cgroup->nr_populated_csets) <= 1 && read(set->nr_tasks) <= read(signal->nr_threads);
+}
+
 /* struct cgroup *dst_cgrp, const char *path, struct task_struct *task, bool threadgroup */
 SEC("raw_tp/cgroup_attach_task")
 int cgroup_attach(u64 *ctx)
@@ -336,7 +368,7 @@ int cgroup_attach(u64 *ctx)
 		return 0;
 	id = cgroup_id(cgroup);
 	first = bpf_map_lookup_elem(&firsts, &id);
-	if (first && *first)
+	if (first ? *first : !is_alone(task, cgroup))
 		return 0;
 	tgid = read(task->tgid);
 	bpf_map_update_elem(&firsts, &id, &tgid, BPF_ANY);
@@ -363,7 +395,7 @@ int process_exec(u64 *ctx)
 	id = cgroup_id(cgroup);
 	first = bpf_map_lookup_elem(&firsts, &id);
 	leader = read(task->group_leader);
-	if ((first && *first) || !parent_is_elsewhere(leader, cgroup))
+	if ((first ? *first : !is_alone(task, cgroup)) || !parent_is_elsewhere(leader, cgroup))
 		return 0;
 	tgid = read(leader->tgid);
 	bpf_map_update_elem(&firsts, &id, &tgid, BPF_ANY);
@@ -383,6 +415,7 @@ struct ending {
 	u32 namespace_level;
 	u32 namespace_pid;
 	u32 parent_elsewhere;
+	u32 init_inside;
 };
 
 /* What wait() will report (wait_task_zombie in kernel/exit.c). */
@@ -393,6 +426,7 @@ static __always_inline u32 wait_status(struct task_struct *leader, struct signal
 	return read(leader->exit_code);
 }
 
+/* A superset of what userland takes for one. */
 static __always_inline int is_first(struct ending *e)
 {
 	return (e->namespace_level && e->namespace_pid == 1) || e->first_tgid == e->tgid ||
@@ -410,9 +444,14 @@ static __always_inline void look_at(struct ending *e, struct signal_struct *sign
 	e->cgroup_id = cgroup_id(e->cgroup);
 	e->parent_elsewhere = parent_is_elsewhere(e->leader, e->cgroup);
 	e->namespace_level = read(pid->level);
-	bpf_probe_read_kernel(&e->namespace_pid, sizeof(e->namespace_pid),
-			      (void *)&pid->numbers[0] +
-				      (u64)e->namespace_level * __builtin_preserve_type_info(*(struct upid *)0, 1));
+	struct upid *numbers = (void *)&pid->numbers[0];
+	struct upid *own = (void *)numbers + (u64)e->namespace_level *
+						     __builtin_preserve_type_info(*(struct upid *)0, 1);
+	struct pid_namespace *namespace = read(own->ns);
+
+	e->namespace_pid = read(own->nr);
+	/* A namespace outlives none of its processes, nor does its pid 1 go before them. */
+	e->init_inside = cgroup_of(read(namespace->child_reaper)) == e->cgroup;
 	first = bpf_map_lookup_elem(&firsts, &e->cgroup_id);
 	if (first)
 		e->first_tgid = *first;
@@ -438,12 +477,15 @@ static __always_inline int was_told(struct task_struct *leader, u32 tgid)
 
 static __always_inline void fill_sender(struct container_exit *exit, struct ending *e)
 {
-	struct sent_to key = {.tgid = e->tgid, .signal = e->status & 0x7f};
+	struct sent_to key = {.start_boot_ns = exit->process.start_boot_ns,
+			      .tgid = e->tgid,
+			      .signal = e->status & 0x7f};
 	struct sender *sender = bpf_map_lookup_elem(&senders, &key);
 
 	exit->sender_tgid = 0;
 	__builtin_memset(exit->sender_comm, 0, sizeof(exit->sender_comm));
-	if (!sender)
+	/* The OOM killer's signal came first, even if somebody sent another to the dying. */
+	if (!sender || (e->oom_boot_ns && key.signal == SIGKILL))
 		return;
 	exit->sender_tgid = sender->tgid;
 	__builtin_memcpy(exit->sender_comm, sender->comm, sizeof(exit->sender_comm));
@@ -475,6 +517,7 @@ static __always_inline void tell_exit(struct ending *e)
 	exit->namespace_level = e->namespace_level;
 	exit->first_tgid = e->first_tgid;
 	exit->parent_elsewhere = e->parent_elsewhere;
+	exit->init_inside = e->init_inside;
 	fill_sender(exit, e);
 	exit->header.flags = proof_flag(exit);
 	remember_path(e->cgroup, e->cgroup_id, VAHTI_SLOT_PROCESS_EXIT);

@@ -68,7 +68,8 @@ struct container_exit {
 	u32 namespace_level; /* 0: the initial pid namespace */
 	u32 first_tgid;      /* the first process of its cgroup; 0: unknown */
 	u32 sender_tgid;     /* another process that sent the fatal signal; 0: none */
-	u16 parent_elsewhere; /* 1: its parent is in another cgroup */
+	u8 parent_elsewhere; /* 1: its parent is in another cgroup */
+	u8 init_inside;      /* 1: pid 1 of its pid namespace is in the same cgroup */
 	u16 path_len;
 	u8 sender_comm[16];
 	/* path_len bytes of cgroup path follow */
@@ -83,6 +84,7 @@ VAHTI_OFFSET(container_exit, namespace_level, 96);
 VAHTI_OFFSET(container_exit, first_tgid, 100);
 VAHTI_OFFSET(container_exit, sender_tgid, 104);
 VAHTI_OFFSET(container_exit, parent_elsewhere, 108);
+VAHTI_OFFSET(container_exit, init_inside, 109);
 VAHTI_OFFSET(container_exit, path_len, 110);
 VAHTI_OFFSET(container_exit, sender_comm, 112);
 

@@ -179,12 +179,23 @@ fn memory(kill: &OomKill, scope: OomScope) -> OomKillData {
 /// Whether this was the first process of its cgroup: pid 1 of a namespace that
 /// was made for it, the first that came in, or, where nobody saw who came in,
 /// one whose parent is outside.
+///
+/// Where pid 1 of its namespace is of the same cgroup, that one is the first,
+/// whatever was seen: others come in later (`docker exec`, a health check), and
+/// may be the first that *we* saw. A container that shares a namespace (a
+/// pod's, the machine's) has its pid 1 elsewhere.
 fn is_first(ended: &ProcessExit) -> bool {
     let from_outside = ended.parent_elsewhere != 0;
-    let is_init = ended.namespace_level > 0 && ended.namespace_pid == 1 && from_outside;
+    let has_namespace = ended.namespace_level > 0;
+    if has_namespace && ended.namespace_pid == 1 {
+        return from_outside || ended.first_tgid == ended.process.tgid;
+    }
+    if has_namespace && ended.init_inside != 0 {
+        return false;
+    }
     let came_first = ended.first_tgid == ended.process.tgid;
-    let unseen = ended.first_tgid == 0 && ended.namespace_level == 0 && from_outside;
-    is_init || came_first || unseen
+    let unseen = ended.first_tgid == 0 && !has_namespace && from_outside;
+    came_first || unseen
 }
 
 fn exit_of(ended: &ProcessExit) -> Exit {
@@ -256,6 +267,37 @@ fn error_of(exit: &Exit) -> Option<ErrorInfo> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What it says of a process with id 7: its namespace's level and its pid
+    /// there, the first of its cgroup, parent outside, pid 1 inside.
+    fn first(level: u32, pid: u32, first: u32, outside: bool, init_inside: bool) -> bool {
+        let (mut ended, _) = vahti_ebpf::abi::split::<ProcessExit>(&[0; 128]).unwrap();
+        ended.process.tgid = 7;
+        ended.namespace_level = level;
+        ended.namespace_pid = pid;
+        ended.first_tgid = first;
+        ended.parent_elsewhere = outside.into();
+        ended.init_inside = init_inside.into();
+        is_first(&ended)
+    }
+
+    #[test]
+    fn pid_1_of_a_namespace_is_a_containers_first_whoever_else_was_seen() {
+        assert!(first(1, 1, 0, true, true));
+        assert!(first(1, 1, 3, true, true));
+        assert!(!first(1, 40, 7, true, true), "docker exec, after the first was forgotten");
+        assert!(!first(2, 1, 3, false, true), "of a namespace within the container");
+    }
+
+    #[test]
+    fn in_a_shared_namespace_who_came_first_is_the_first() {
+        assert!(first(1, 9, 7, true, false), "pid 1 is the pod's pause");
+        assert!(!first(1, 9, 0, true, false));
+        assert!(first(0, 900, 7, true, false));
+        assert!(!first(0, 900, 3, true, false));
+        assert!(first(0, 900, 0, true, false), "nobody saw who came in");
+        assert!(!first(0, 900, 0, false, false));
+    }
 
     #[test]
     fn ends_are_classified_as_operators_would() {
