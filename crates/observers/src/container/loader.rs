@@ -64,7 +64,7 @@ pub const PROBES: [Probe; 5] = [
 /// # Errors
 /// The object has not the maps that it should have.
 pub fn source(manager: AyaManager, hierarchy: Hierarchy) -> Result<RingSource, EbpfError> {
-    let proof = ContainerProof { hierarchy, seeded: false };
+    let proof = ContainerProof { hierarchy };
     RingSource::new("container", manager, &PROBES, Box::new(proof))
 }
 
@@ -78,7 +78,6 @@ pub fn source(manager: AyaManager, hierarchy: Hierarchy) -> Result<RingSource, E
 #[derive(Debug)]
 struct ContainerProof {
     hierarchy: Hierarchy,
-    seeded: bool,
 }
 
 impl ProofOfLife for ContainerProof {
@@ -89,10 +88,8 @@ impl ProofOfLife for ContainerProof {
         let proven = child::crash().map_err(failed);
         write_self(manager, |facts| SelfFacts { proof: 0, ..facts })?;
         proven?;
-        if !std::mem::replace(&mut self.seeded, true) {
-            seed_firsts(manager, self.hierarchy)?;
-        }
-        Ok(())
+        // Each time, as the kernel side keeps 4096 and forgets the oldest.
+        seed_firsts(manager, self.hierarchy)
     }
 
     fn proven_by(&self, record: &[u8]) -> u32 {
@@ -118,7 +115,9 @@ fn seed_firsts(manager: &mut AyaManager, hierarchy: Hierarchy) -> Result<(), Ebp
     for first in first::of_running_containers(hierarchy) {
         const NO_EXIST: u64 = 1;
         match map.insert(first.cgroup_id, first.tgid, NO_EXIST) {
-            Ok(()) | Err(aya::maps::MapError::SyscallError(_)) => {}
+            Ok(()) => {}
+            Err(aya::maps::MapError::SyscallError(refused))
+                if refused.io_error.raw_os_error() == Some(libc::EEXIST) => {}
             Err(error) => return Err(failed(error)),
         }
     }
