@@ -1,4 +1,7 @@
-//! `vahti doctor`: attaches every probe, has each prove itself, and tells.
+//! `vahti doctor`: attaches every probe, has each prove itself, and tells what
+//! that means for every signal.
+
+mod signals;
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +9,7 @@ use vahti_ebpf::proof::{ProbeReport, ProbeState};
 use vahti_runtime::source::{RecordBatch, Source};
 
 use crate::output::{FAILURE, Outcome, SUCCESS, print};
-use crate::report::{DoctorReport, SignalReport, State};
+use crate::report::DoctorReport;
 use crate::wiring::{self, Opened, describe};
 
 /// How long probes have to prove themselves.
@@ -18,7 +21,7 @@ pub(crate) fn doctor(json: bool) -> Outcome {
     let signals = wiring::ALL
         .into_iter()
         .zip(opened)
-        .flat_map(|(observer, opened)| examine(observer, opened))
+        .flat_map(|(observer, opened)| signals::reports(observer, &examine(opened)))
         .collect();
     let report = DoctorReport { kernel: kernel(), signals };
     print(&if json { report.to_json() } else { report.to_text() })?;
@@ -30,26 +33,11 @@ fn kernel() -> String {
     text.trim().to_owned()
 }
 
-fn examine(observer: &str, opened: Opened) -> Vec<SignalReport> {
-    let missing = |why: String| {
-        vec![SignalReport {
-            observer: observer.to_owned(),
-            signal: "all of it".to_owned(),
-            state: State::Missing,
-            mechanism: None,
-            why: Some(why),
-            remedy: Some("a kernel 5.8 or later with CONFIG_DEBUG_INFO_BTF".to_owned()),
-            accuracy: None,
-        }]
-    };
-    let mut source = match opened {
-        Ok(source) => source,
-        Err(error) => return missing(describe(&error)),
-    };
+/// How the probes of an observer stand, or why it has none.
+fn examine(opened: Opened) -> Result<Vec<ProbeReport>, String> {
+    let mut source = opened.map_err(|error| describe(&error))?;
     let probes = source.probes();
-    if let Err(error) = source.start() {
-        return missing(describe(&error));
-    }
+    source.start().map_err(|error| describe(&error))?;
     let mut batch = RecordBatch::new(256, 256 << 10);
     let begun = Instant::now();
     let unproven = |r: &ProbeReport| r.state == ProbeState::Attached;
@@ -60,32 +48,5 @@ fn examine(observer: &str, opened: Opened) -> Vec<SignalReport> {
         }
     }
     source.stop();
-    probes.all().iter().map(|report| signal(observer, report)).collect()
-}
-
-fn signal(observer: &str, report: &ProbeReport) -> SignalReport {
-    let probe = report.probe;
-    let mechanism = format!("raw tracepoint {}", probe.tracepoint);
-    let (state, why, remedy) = match &report.state {
-        ProbeState::Proven { .. } => (State::Works, None, None),
-        ProbeState::New | ProbeState::Attached => (
-            State::Degraded,
-            Some("attached, but it did not see a fact of our own making in time".to_owned()),
-            Some("try again; if it stays, report the kernel's version".to_owned()),
-        ),
-        ProbeState::Refused(why) => (
-            State::Missing,
-            Some(why.clone()),
-            Some("a kernel that has this tracepoint, with BTF".to_owned()),
-        ),
-    };
-    SignalReport {
-        observer: observer.to_owned(),
-        signal: probe.signal.to_owned(),
-        mechanism: (state != State::Missing).then_some(mechanism),
-        state,
-        why,
-        remedy,
-        accuracy: None,
-    }
+    Ok(probes.all())
 }

@@ -5,8 +5,8 @@ use vahti_runtime::event::escape_text;
 
 use crate::table::wrap;
 
-/// Whether a signal can be seen.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+/// Whether a signal can be seen. The worse, the greater.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum State {
     /// By the best mechanism.

@@ -252,6 +252,23 @@ fn the_doctor_fits_eighty_columns_and_says_by_its_exit_code_whether_anything_is_
     let json = Command::new(BINARY).args(["doctor", "--json"]).output().unwrap();
     let report: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     let signals = report["signals"].as_array().unwrap();
+    let names: Vec<&str> = signals.iter().map(|s| s["signal"].as_str().unwrap()).collect();
+    let told = [
+        "connection_refused",
+        "connection_timeout",
+        "connection_unreachable",
+        "connection_reset",
+        "connection_abandoned",
+        "oom_kill",
+        "container_exit",
+        "process_crash",
+    ];
+    assert_eq!(names, told);
+    for signal in signals {
+        let is_missing = signal["state"] == "missing";
+        assert_eq!(signal["mechanism"].is_string(), !is_missing, "{signal}");
+        assert_eq!(signal["why"].is_string(), signal["state"] != "works", "{signal}");
+    }
     let is_missing = signals.iter().any(|signal| signal["state"] == "missing");
     assert_eq!(json.status.code(), Some(i32::from(is_missing)));
 }
