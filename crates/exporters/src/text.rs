@@ -59,7 +59,8 @@ fn write_line(event: &Event, colour: bool, line: &mut String) -> fmt::Result {
     if let Some(error) = &event.error {
         let (code, message) = (escape_text(&error.code), escape_text(&error.message));
         let line = parts.next()?;
-        if !message.contains(&*code) {
+        // EXIT is for programs; its message says it in words.
+        if code != "EXIT" && !message.contains(&*code) {
             write!(line, "{code}: ")?;
         }
         line.push_str(&message);

@@ -118,6 +118,29 @@ fn a_crash_names_its_signal_and_its_sender() {
 }
 
 #[test]
+fn an_exit_code_is_told_in_words_once() {
+    let event = Event {
+        process: process(b"app"),
+        error: Some(ErrorInfo {
+            code: "EXIT".into(),
+            message: "ended with exit code 3".into(),
+            cause: None,
+        }),
+        data: EventData::Exit(Exit {
+            code: Some(3),
+            signal: None,
+            class: ExitClass::Error,
+            sender: None,
+        }),
+        ..Event::new(&CONTAINER_EXIT, Severity::Error)
+    };
+    assert_eq!(
+        line(&event),
+        "1970-01-01T00:00:00.000Z error container exit: app[4242], ended with exit code 3\n"
+    );
+}
+
+#[test]
 fn nothing_is_smuggled_in_and_colour_is_only_the_severitys() {
     let evil = "a\u{1b}]0;x\u{7}\n\u{202e}b";
     let event = Event {
