@@ -15,6 +15,7 @@
 pub mod abi;
 pub mod cgroup;
 pub mod error;
+mod eventfd;
 pub mod kernel;
 mod kernel_btf;
 pub mod ledger;

@@ -17,6 +17,8 @@ use crate::manager::AyaManager;
 
 /// How old a proof may be before the next is made.
 pub const PROOF_PERIOD: Duration = Duration::from_secs(3600);
+/// When to try again after one could not be made at all.
+pub const PROOF_RETRY: Duration = Duration::from_secs(60);
 /// How long a provoked fact may take to come back.
 pub const PROOF_DEADLINE: Duration = Duration::from_secs(5);
 

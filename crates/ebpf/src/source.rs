@@ -1,7 +1,7 @@
 //! An observer's ring buffer as a [`Source`] of the runtime.
 
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,12 @@ use vahti_runtime::source::{
 };
 
 use crate::abi::{self, FLAG_PROOF, Header};
+use crate::eventfd::EventFd;
 use crate::kernel::KernelVersion;
 use crate::ledger::RingLedger;
+use crate::loader::chain;
 use crate::manager::{AyaManager, poll, poll_entry};
-use crate::proof::{PROOF_PERIOD, Probe, ProbeState, ProbeStates, ProofOfLife};
+use crate::proof::{PROOF_PERIOD, PROOF_RETRY, Probe, ProbeState, ProbeStates, ProofOfLife};
 use crate::ring::RingReader;
 use crate::wall::WallClock;
 
@@ -100,7 +102,8 @@ impl RingSource {
         let state = match attached {
             Ok(()) => ProbeState::Attached,
             Err(error) => {
-                tracing::warn!(observer = self.name, %error, "can't tell {}", probe.signal);
+                let cause = chain(&error);
+                tracing::warn!(observer = self.name, error = cause, "can't tell {}", probe.signal);
                 ProbeState::Refused(reason(probe, &error))
             }
         };
@@ -110,9 +113,12 @@ impl RingSource {
     }
 
     fn provoke(&mut self) {
-        self.next_proof = Instant::now().checked_add(PROOF_PERIOD);
-        if let Err(error) = self.proof.provoke(&mut self.manager) {
-            tracing::warn!(observer = self.name, %error, "no proof of life could be made");
+        let provoked = self.proof.provoke(&mut self.manager);
+        let period = if provoked.is_ok() { PROOF_PERIOD } else { PROOF_RETRY };
+        self.next_proof = Instant::now().checked_add(period);
+        if let Err(error) = provoked {
+            let error = chain(&error);
+            tracing::warn!(observer = self.name, error, "no proof of life could be made");
         }
     }
 
@@ -128,7 +134,7 @@ impl RingSource {
     /// Waits for records or an interrupt. In a storm, lets records gather, so
     /// that one wake-up serves many.
     fn wait(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        let interrupt = poll_entry(self.interrupt.fd.as_fd());
+        let interrupt = poll_entry(self.interrupt.as_fd());
         if std::mem::take(&mut self.busy) {
             let gather = timeout.map_or(STORM_WAIT, |t| t.min(STORM_WAIT));
             poll(&mut [interrupt], Some(gather))?;
@@ -166,7 +172,7 @@ fn reason(probe: &Probe, error: &crate::EbpfError) -> String {
         Some(version) if version < probe.since => {
             format!("{} needs Linux {}, this is {version}", probe.tracepoint, probe.since)
         }
-        _ => error.to_string(),
+        _ => chain(error),
     }
 }
 
@@ -224,7 +230,8 @@ impl Source for RingSource {
         }
         // Closing detaches; the ring stays mapped and can be read to its end.
         if let Err(error) = self.manager.close() {
-            tracing::warn!(observer = self.name, %error, "could not close the programs");
+            let error = chain(&error);
+            tracing::warn!(observer = self.name, error, "could not close the programs");
         }
     }
 
@@ -241,40 +248,5 @@ impl Drop for RingSource {
     fn drop(&mut self) {
         self.stop();
         self.ledger.close();
-    }
-}
-
-/// Wakes a poll from another thread.
-#[derive(Debug)]
-struct EventFd {
-    fd: OwnedFd,
-}
-
-impl EventFd {
-    fn new() -> io::Result<Self> {
-        // SAFETY: takes no pointers.
-        let fd = unsafe { libc::eventfd(0, libc::EFD_CLOEXEC | libc::EFD_NONBLOCK) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: just made, owned by nobody else.
-        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        Ok(EventFd { fd })
-    }
-
-    fn clear(&self) {
-        let mut count = 0_u64;
-        // SAFETY: `count` is writable for 8 bytes. There is nothing to clear
-        // most of the time, which is no error.
-        unsafe { libc::read(self.fd.as_raw_fd(), (&raw mut count).cast(), 8) };
-    }
-}
-
-impl Interrupt for EventFd {
-    fn interrupt(&self) {
-        let one = 1_u64;
-        // SAFETY: `one` is readable for 8 bytes. It fails only if 2^64 - 2
-        // interrupts are pending: then the poll is woken anyway.
-        unsafe { libc::write(self.fd.as_raw_fd(), (&raw const one).cast(), 8) };
     }
 }
