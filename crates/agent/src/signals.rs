@@ -79,6 +79,7 @@ impl Signals {
                 }
                 (_, None) if stopped_at.is_some_and(|at| at.elapsed() < ONE_REQUEST) => {}
                 (signal, None) => {
+                    // The log never waits, whatever becomes of its reader.
                     tracing::warn!("{name} again: ending at once");
                     // SAFETY: ends the process without running anything more.
                     unsafe { libc::_exit(128 + signal) };
