@@ -93,16 +93,18 @@ impl CgroupNames {
 
     fn make(&self, id: u64, raw: &[u8], truncated: bool) -> Named {
         let path = path_of(raw, truncated);
-        let container = match classify(&path) {
+        let class = classify(&path);
+        let unresolved = match (raw.is_empty(), truncated, &class) {
+            (true, _, _) if id != ROOT_ID => Some("cgroup_path_unknown"),
+            (_, true, _) => Some("cgroup_path_truncated"),
+            (_, _, Class::Unknown) => Some("container_layout_unknown"),
+            _ => None,
+        };
+        let container = match class {
             Class::Container(found) => {
                 Some(Arc::new(Container { id: found.id.into(), runtime: found.runtime }))
             }
             Class::Monitor | Class::Host | Class::Unknown => None,
-        };
-        let unresolved = match (raw.is_empty(), truncated) {
-            (true, _) if id != ROOT_ID => Some("cgroup_path_unknown"),
-            (_, true) => Some("cgroup_path_truncated"),
-            _ => None,
         };
         let version = self.version;
         Named { cgroup: Some(Arc::new(Cgroup { id, path, version })), container, unresolved }
@@ -160,5 +162,17 @@ mod tests {
         let names = CgroupNames::new(2);
         assert_eq!(names.name(1, b"", false).unresolved, None);
         assert_eq!(names.name(9, b"", false).unresolved, Some("cgroup_path_unknown"));
+    }
+    #[test]
+    fn a_layout_that_is_not_known_is_said_to_be_and_a_host_path_is_nothing() {
+        let pod = b"some-new-name\0pod5f1c2ab3-9d4e-4c11-8a77-0b1c2d3e4f50\0kubepods\0";
+        let names = CgroupNames::new(2);
+        let named = names.name(7, pod, false);
+        assert_eq!(named.unresolved, Some("container_layout_unknown"));
+        assert!(named.container.is_none());
+        assert_eq!(names.name(8, pod, true).unresolved, Some("cgroup_path_truncated"));
+        for host in [&b"shop.service\0system.slice\0"[..], b"init.scope\0", b"user.slice\0", b""] {
+            assert_eq!(names.name(ROOT_ID, host, false).unresolved, None);
+        }
     }
 }
