@@ -1,5 +1,6 @@
 //! Processes that ended: crashes, containers, and ends that are no failures.
 
+use std::os::unix::process::ExitStatusExt;
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -91,7 +92,7 @@ fn a_process_that_another_crashes_is_told_with_its_sender() {
         victim.tells();
         let pid = victim.pid();
         send(pid, number);
-        assert!(!victim.ends().success());
+        assert_eq!(victim.dies().signal(), Some(number));
         (pid, signal)
     });
     wait_for_mark(&agent);
@@ -207,7 +208,7 @@ fn normal_ends(config: &str) -> Option<Vec<Value>> {
     let mut terminated = Role::start("wait", &terminated);
     terminated.tells();
     send(terminated.pid(), libc::SIGTERM);
-    terminated.ends();
+    terminated.dies();
     wait_for_mark(&agent);
     let told = agent.ends();
     let events = pick(&told, |event| containers.iter().any(|container| container.has()(event)));

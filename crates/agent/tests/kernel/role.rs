@@ -89,6 +89,13 @@ impl Role {
         self.child.wait().unwrap()
     }
 
+    /// Waits for its end by a signal that was sent to it.
+    pub(crate) fn dies(mut self) -> ExitStatus {
+        // It waits still: with its input closed it could end by itself before
+        // the signal is seen.
+        self.child.wait().unwrap()
+    }
+
     /// What a `connect` role was told by the kernel, by name, how often.
     #[track_caller]
     pub(crate) fn outcomes(mut self) -> BTreeMap<String, u64> {
