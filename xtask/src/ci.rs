@@ -1,6 +1,6 @@
 //! `cargo xtask ci`: everything that must hold before a change lands.
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
@@ -67,51 +67,110 @@ fn cargo(args: &[&str], env: &[(&str, &str)]) -> Result<(), String> {
 }
 
 /// The README's test command; its output as it comes, then one line that sums
-/// up all of its parts.
+/// up all of its parts. A test that was not run says so on standard error, and
+/// passes as far as its harness knows.
 fn tests() -> Result<(), String> {
     let mut child = command(&["test", "--workspace", "--no-fail-fast"])
         .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
         .spawn()
         .map_err(|e| format!("cargo could not be started: {e}"))?;
-    let mut sums = [0u64; 3];
-    let mut out = std::io::stdout();
-    if let Some(stdout) = child.stdout.take() {
-        for line in BufReader::new(stdout).split(b'\n') {
-            let line = line.map_err(|e| e.to_string())?;
-            out.write_all(&[&line[..], b"\n"].concat()).map_err(|e| e.to_string())?;
-            add(&mut sums, &String::from_utf8_lossy(&line));
-        }
-    }
+    let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+    let mut sums = Sums::default();
+    let mut not_run = 0;
+    std::thread::scope(|scope| {
+        let told =
+            scope.spawn(|| forward(stderr, std::io::stderr(), |line| add_told(&mut not_run, line)));
+        let summed = forward(stdout, std::io::stdout(), |line| sums.add(line));
+        summed.and(told.join().unwrap_or_else(|_| Err("a thread panicked".to_owned())))
+    })?;
+    sums.not_run = not_run;
     let status = child.wait().map_err(|e| e.to_string())?;
-    let [passed, failed, ignored] = sums;
-    println!("{passed} passed, {failed} failed, {ignored} skipped");
-    if status.success() && failed == 0 && passed > 0 {
+    println!("{sums}");
+    if status.success() && sums.failed == 0 && sums.passed > 0 {
         return Ok(());
     }
     Err(format!("cargo test ended with {status}"))
 }
 
-/// Adds up `test result: ok. 5 passed; 0 failed; 0 ignored; …`.
-fn add(sums: &mut [u64; 3], line: &str) {
-    let Some(result) = line.strip_prefix("test result: ") else { return };
-    for (sum, word) in sums.iter_mut().zip([" passed", " failed", " ignored"]) {
-        let number = result.split(word).next().and_then(|before| before.rsplit(' ').next());
-        *sum += number.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+/// Passes lines on as they come, and shows each to `look`.
+fn forward(
+    from: Option<impl Read>,
+    mut to: impl Write,
+    mut look: impl FnMut(&str),
+) -> Result<(), String> {
+    let Some(from) = from else { return Ok(()) };
+    for line in BufReader::new(from).split(b'\n') {
+        let line = line.map_err(|e| e.to_string())?;
+        look(&String::from_utf8_lossy(&line));
+        to.write_all(&[&line[..], b"\n"].concat()).map_err(|e| e.to_string())?;
+    }
+    Ok(())
+}
+
+/// What became of all tests.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Sums {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+    not_run: u64,
+}
+
+impl Sums {
+    /// Adds up `test result: ok. 5 passed; 0 failed; 0 ignored; …`.
+    fn add(&mut self, line: &str) {
+        let Some(result) = line.strip_prefix("test result: ") else { return };
+        let sums = [
+            (&mut self.passed, " passed"),
+            (&mut self.failed, " failed"),
+            (&mut self.ignored, " ignored"),
+        ];
+        for (sum, word) in sums {
+            let number = result.split(word).next().and_then(|before| before.rsplit(' ').next());
+            *sum += number.and_then(|n| n.parse::<u64>().ok()).unwrap_or(0);
+        }
+    }
+}
+
+/// Counts `not run: the_test: why`.
+fn add_told(not_run: &mut u64, line: &str) {
+    *not_run += u64::from(line.starts_with("not run: "));
+}
+
+impl std::fmt::Display for Sums {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Sums { passed, failed, ignored, not_run } = self;
+        // What was not run is among what passed.
+        let (passed, skipped) = (passed.saturating_sub(*not_run), ignored + not_run);
+        write!(f, "{passed} passed, {failed} failed, {skipped} skipped")
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
     fn results_of_all_parts_are_added_up() {
-        let mut sums = [0; 3];
+        let mut sums = Sums::default();
         for line in [
             "test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out",
             "test some::result ... ok",
             "test result: FAILED. 12 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out",
         ] {
-            super::add(&mut sums, line);
+            sums.add(line);
         }
-        assert_eq!(sums, [17, 2, 1]);
+        assert_eq!(sums, Sums { passed: 17, failed: 2, ignored: 1, not_run: 0 });
+    }
+
+    #[test]
+    fn what_was_not_run_is_skipped_and_has_not_passed() {
+        let mut sums = Sums { passed: 5, failed: 0, ignored: 1, not_run: 0 };
+        let mut passed_on = Vec::new();
+        let told = "warning: x\nnot run: a::test: no rights\nsee: not run: none\n";
+        forward(Some(told.as_bytes()), &mut passed_on, |l| add_told(&mut sums.not_run, l)).unwrap();
+        assert_eq!(passed_on, told.as_bytes());
+        assert_eq!(sums.to_string(), "4 passed, 0 failed, 2 skipped");
     }
 }
