@@ -1,17 +1,22 @@
-//! Recorded bytes to the events that they must give, on any machine.
+//! Recorded bytes to the lines that they must give, on any machine, through
+//! all that lies between a record and an emitter: ids, origin, traces, sampling.
 //!
 //! `VAHTI_UPDATE_GOLDEN=1 cargo test -p vahti-observers --test golden` writes
-//! the expected events anew, to be read in the diff.
+//! the expected lines anew, to be read in the diff.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends so")]
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
 use vahti_observers::container::ContainerProcessor;
 use vahti_observers::network::NetworkProcessor;
 use vahti_observers::recording::Recording;
-use vahti_runtime::event::to_json_line;
+use vahti_runtime::event::{Event, to_json_line};
+use vahti_runtime::observer::ObserverRuntime;
 use vahti_runtime::processor::{EventProcessor, Output};
+use vahti_runtime::testing::{Captured, CapturingEmitter};
 
 fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
@@ -30,39 +35,83 @@ fn processor(recording: &Recording) -> Box<dyn EventProcessor> {
     }
 }
 
-fn events_of(recording: &Recording) -> String {
-    let processor = processor(recording);
-    let mut lines = Vec::new();
-    for record in &recording.records {
-        match processor.process(record.raw()).unwrap() {
-            Output::Nothing => lines.extend_from_slice(b"nothing\n"),
-            Output::One(event) => to_json_line(&event, &mut lines),
-            Output::Several(_) => panic!("one record, one event"),
+/// As the agent runs an observer, but for storms: here every event is a line.
+fn runtime(recording: &Recording) -> (Arc<ObserverRuntime>, Captured) {
+    let (boot_id, version) = (recording.boot_id, recording.cgroup_version);
+    let builder = match recording.observer.as_str() {
+        "network" => ObserverRuntime::builder(move || NetworkProcessor::new(boot_id, version)),
+        _ => ObserverRuntime::builder(move || ContainerProcessor::new(boot_id, version)),
+    };
+    let (emitter, captured) = CapturingEmitter::new("captured");
+    let builder = builder.boot_id(boot_id).node("node-under-test").folding_disabled();
+    (builder.emitter(emitter).build().unwrap(), captured)
+}
+
+/// A line a record: its event, or `nothing`.
+fn lines_of(recording: &Recording) -> String {
+    let runner = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runner.block_on(async {
+        let (runtime, captured) = runtime(recording);
+        let (trigger, shutdown) = vahti_runtime::shutdown::channel();
+        let run = tokio::spawn(Arc::clone(&runtime).run(shutdown));
+        runtime.started().await;
+        let mut lines = Vec::new();
+        for record in &recording.records {
+            let before = captured.events().len();
+            let ignored = runtime.ledger().records.ignored;
+            runtime.process_event(record.raw()).unwrap();
+            if runtime.ledger().records.ignored > ignored {
+                lines.extend_from_slice(b"nothing\n");
+                continue;
+            }
+            to_json_line(&masked(next(&captured, before).await), &mut lines);
         }
+        trigger.begin();
+        run.await.unwrap().unwrap();
+        let ledger = runtime.ledger();
+        assert!(ledger.is_exact(), "{ledger:?}");
+        String::from_utf8(lines).unwrap()
+    })
+}
+
+async fn next(captured: &Captured, before: usize) -> Event {
+    for _ in 0..5_000 {
+        let events = captured.events();
+        if let Some(event) = events.get(before) {
+            assert_eq!(events.len(), before + 1, "one record, one event");
+            return (**event).clone();
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
-    String::from_utf8(lines).unwrap()
+    panic!("event {before} did not come");
+}
+
+/// When it was observed is the one fact that is not the recording's.
+fn masked(event: Event) -> Event {
+    Event { observed_ns: 0, ..event }
 }
 
 fn compare(observer: &str) {
-    let events = events_of(&recording(observer));
+    let lines = lines_of(&recording(observer));
+    assert_eq!(lines, lines_of(&recording(observer)), "replayed, {observer} differs");
     let golden = fixture(&format!("{observer}.jsonl"));
     if std::env::var_os("VAHTI_UPDATE_GOLDEN").is_some() {
-        std::fs::write(&golden, &events).unwrap();
+        std::fs::write(&golden, &lines).unwrap();
     }
     let expected = std::fs::read_to_string(&golden).unwrap();
-    for (number, (event, expected)) in events.lines().zip(expected.lines()).enumerate() {
-        assert_eq!(event, expected, "record {number} of {observer}");
+    for (number, (line, expected)) in lines.lines().zip(expected.lines()).enumerate() {
+        assert_eq!(line, expected, "record {number} of {observer}");
     }
-    assert_eq!(events.lines().count(), expected.lines().count());
+    assert_eq!(lines.lines().count(), expected.lines().count());
 }
 
 #[test]
-fn network_records_give_the_events_that_they_gave() {
+fn network_records_give_the_lines_that_they_gave() {
     compare("network");
 }
 
 #[test]
-fn container_records_give_the_events_that_they_gave() {
+fn container_records_give_the_lines_that_they_gave() {
     compare("container");
 }
 
