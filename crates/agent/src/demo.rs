@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
+use vahti_ebpf::cgroup::Hierarchy;
 use vahti_ebpf::proof::{ProbeState, ProbeStates};
 use vahti_exporters::to_text_line;
 use vahti_runtime::clock::ClockPair;
@@ -114,13 +115,16 @@ impl Agent {
         )
         .map_err(|error| Failed::failure(wiring::describe(&error)))?;
         let emitters = [emitter];
-        let opened = wiring::open(&wiring::ALL).map_err(|error| wiring::refusal(&error))?;
+        let hierarchy = Hierarchy::detect();
+        let opened =
+            wiring::open(&wiring::ALL, hierarchy).map_err(|error| wiring::refusal(&error))?;
         let mut supervisor = Supervisor::new(emitters.to_vec(), Duration::from_secs(1));
         let mut probes = Vec::new();
         for (name, source) in wiring::ALL.into_iter().zip(opened) {
             let source = source.map_err(|error| wiring::refusal(&error))?;
             probes.push(source.probes());
-            supervisor = supervisor.observer(wiring::build(name, &config, source, &emitters)?);
+            supervisor =
+                supervisor.observer(wiring::build(name, &config, hierarchy, source, &emitters)?);
         }
         let (stop, begun) = shutdown::channel();
         let runtime = tokio::runtime::Builder::new_current_thread()

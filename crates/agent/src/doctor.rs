@@ -5,6 +5,7 @@ mod signals;
 
 use std::time::{Duration, Instant};
 
+use vahti_ebpf::cgroup::Hierarchy;
 use vahti_ebpf::proof::{ProbeReport, ProbeState};
 use vahti_runtime::source::{RecordBatch, Source};
 
@@ -17,7 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Tells what can be seen on this node. Ends with 0 if all of it can.
 pub(crate) fn doctor(json: bool) -> Outcome {
-    let opened = wiring::open(&wiring::ALL).map_err(|error| wiring::refusal(&error))?;
+    let opened =
+        wiring::open(&wiring::ALL, Hierarchy::detect()).map_err(|error| wiring::refusal(&error))?;
     let signals = wiring::ALL
         .into_iter()
         .zip(opened)

@@ -12,6 +12,7 @@ use vahti_ebpf::source::RingSource;
 use vahti_observers::container::ContainerProcessor;
 use vahti_observers::network::NetworkProcessor;
 use vahti_observers::{container, network};
+use vahti_runtime::config::FailurePolicy;
 use vahti_runtime::delivery::EmitterHandle;
 use vahti_runtime::ids::BootId;
 use vahti_runtime::observer::{ObserverRuntime, ObserverRuntimeBuilder};
@@ -27,12 +28,12 @@ pub(crate) type Opened = Result<RingSource, EbpfError>;
 /// The observers whose programs are to be opened, by name.
 pub(crate) const ALL: [&str; 2] = crate::config::OBSERVERS;
 
-/// Opens the programs of observers, in this order. Nothing is attached yet.
+/// Opens the programs of observers, in this order, for processes named by this
+/// hierarchy. Nothing is attached yet.
 ///
 /// # Errors
 /// Rights are missing, or the kernel can't run any of it.
-pub(crate) fn open(observers: &[&str]) -> Result<Vec<Opened>, EbpfError> {
-    let hierarchy = Hierarchy::detect();
+pub(crate) fn open(observers: &[&str], hierarchy: Hierarchy) -> Result<Vec<Opened>, EbpfError> {
     let objects: Vec<Object> = observers.iter().map(|name| object(name)).collect();
     let managers = loader::open(&objects, hierarchy)?;
     let sources = observers.iter().zip(managers).map(|(name, manager)| {
@@ -53,30 +54,25 @@ fn object(name: &str) -> Object {
 }
 
 /// The observers that are enabled, opened and built. One whose programs do
-/// not open is told and left out; the others run.
+/// not open is told and left out, and the others run, unless its policy is
+/// that all end.
 ///
 /// # Errors
-/// Rights are missing, or none can run.
+/// Rights are missing, none can run, or one that must can't.
 pub(crate) fn observers(
     config: &Config,
     emitters: &[EmitterHandle],
 ) -> Result<Vec<Arc<ObserverRuntime>>, Failed> {
-    let is_enabled = |name: &&str| match *name {
-        "container" => config.observers.container.enabled,
-        _ => config.observers.network.enabled,
-    };
-    let enabled: Vec<&str> = ALL.into_iter().filter(is_enabled).collect();
+    let enabled: Vec<&str> = ALL.into_iter().filter(|name| of(config, name).0).collect();
     if enabled.is_empty() {
         return Err(Failed::usage("no observer is enabled, so there is nothing to watch"));
     }
-    let opened = open(&enabled).map_err(|error| refusal(&error))?;
+    let hierarchy = Hierarchy::detect();
+    let opened = open(&enabled, hierarchy).map_err(|error| refusal(&error))?;
     let mut built = Vec::new();
     for (name, source) in enabled.into_iter().zip(opened) {
-        match source {
-            Ok(source) => built.push(build(name, config, source, emitters)?),
-            Err(error) => {
-                tracing::error!(observer = name, error = %describe(&error), "can't run here");
-            }
+        if let Some(source) = unless_isolated(name, of(config, name).1, source)? {
+            built.push(build(name, config, hierarchy, source, emitters)?);
         }
     }
     if built.is_empty() {
@@ -86,6 +82,33 @@ pub(crate) fn observers(
     Ok(built)
 }
 
+/// Whether an observer is enabled, and what happens when it fails.
+fn of(config: &Config, name: &str) -> (bool, FailurePolicy) {
+    let observers = &config.observers;
+    match name {
+        "container" => (observers.container.enabled, observers.container.failure.policy),
+        _ => (observers.network.enabled, observers.network.failure.policy),
+    }
+}
+
+/// What was opened, or nothing for an observer that the others run without.
+fn unless_isolated<T>(
+    name: &str,
+    policy: FailurePolicy,
+    opened: Result<T, EbpfError>,
+) -> Result<Option<T>, Failed> {
+    let error = match opened {
+        Ok(opened) => return Ok(Some(opened)),
+        Err(error) => describe(&error),
+    };
+    if policy == FailurePolicy::FailFast {
+        let why = "and its failure.policy is fail_fast";
+        return Err(Failed::failure(format!("observer {name} can't run here, {why}: {error}")));
+    }
+    tracing::error!(observer = name, %error, "can't run here");
+    Ok(None)
+}
+
 /// An observer around its source.
 ///
 /// # Errors
@@ -93,11 +116,12 @@ pub(crate) fn observers(
 pub(crate) fn build(
     name: &str,
     config: &Config,
+    hierarchy: Hierarchy,
     source: RingSource,
     emitters: &[EmitterHandle],
 ) -> Result<Arc<ObserverRuntime>, Failed> {
     let boot_id = boot_id();
-    let version = Hierarchy::detect().version;
+    let version = hierarchy.version;
     let (builder, settings): (ObserverRuntimeBuilder, _) = match name {
         "container" => {
             let normal_exits = config.observers.container.export_normal_exits;
@@ -142,4 +166,21 @@ pub(crate) fn describe(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_observer_that_does_not_open_ends_all_only_if_its_policy_says_so() {
+        let opened = || Err::<(), _>(EbpfError::Closed);
+        for policy in [FailurePolicy::Isolate, FailurePolicy::Restart] {
+            assert!(matches!(unless_isolated("network", policy, opened()), Ok(None)));
+        }
+        let failed = unless_isolated("network", FailurePolicy::FailFast, opened()).unwrap_err();
+        let told = format!("{failed:?}");
+        assert!(told.contains("observer network can't run here, and its failure.policy"), "{told}");
+        assert!(matches!(unless_isolated("network", FailurePolicy::FailFast, Ok(1)), Ok(Some(1))));
+    }
 }

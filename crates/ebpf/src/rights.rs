@@ -40,7 +40,8 @@ fn cause(uid_map: &str, status: &str) -> &'static str {
     if status.lines().any(|line| line.trim_end() == "Seccomp:\t2") {
         return "a seccomp filter is set, which may forbid it; allow bpf(2) and perf_event_open(2)";
     }
-    "a security module may forbid it; see the kernel's log"
+    "a security module may forbid it, or, before Linux 5.11, the limit on locked memory; \
+     see the kernel's log"
 }
 
 /// Whether every user id is mapped to itself, as in the first user namespace;
