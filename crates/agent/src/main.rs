@@ -12,6 +12,7 @@ mod doctor;
 mod emitters;
 mod ledger;
 mod log;
+mod losses;
 mod output;
 mod report;
 mod run;

@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use serde_json::json;
 use vahti_runtime::delivery::{EmitterHandle, EmitterState};
+use vahti_runtime::ledger::ObserverLedger;
 use vahti_runtime::observer::ObserverRuntime;
 use vahti_runtime::shutdown;
 use vahti_runtime::supervisor::{Report, Supervisor};
@@ -14,7 +15,7 @@ use crate::config::settings;
 use crate::control::{self, Control, ControlError};
 use crate::output::{FAILURE, Failed, Outcome, SUCCESS};
 use crate::signals::Signals;
-use crate::{emitters, log, wiring};
+use crate::{emitters, log, losses, wiring};
 
 /// Watches this node until it is told to stop.
 pub(crate) fn run(args: &RunArgs) -> Outcome {
@@ -33,7 +34,7 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     let supervisor = observers
         .iter()
         .fold(Supervisor::new(emitters.clone(), deadline), |s, o| s.observer(Arc::clone(o)));
-    running.get_or_init(|| Running { observers, emitters });
+    let running = running.get_or_init(|| Running { observers, emitters });
     signals.watch(move || trigger.begin()).map_err(|e| system("watch signals", &e))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -43,7 +44,7 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     let report = runtime.block_on(supervisor.run(shutdown));
     // Whatever still blocks a thread must not hold up the end.
     runtime.shutdown_background();
-    Ok(conclude(&report))
+    Ok(conclude(&report, running))
 }
 
 fn system(what: &str, error: &std::io::Error) -> Failed {
@@ -57,8 +58,12 @@ struct Running {
 }
 
 impl Running {
+    fn ledgers(&self) -> Vec<ObserverLedger> {
+        self.observers.iter().map(|observer| observer.ledger()).collect()
+    }
+
     fn ledger(&self) -> Vec<u8> {
-        let observers: Vec<_> = self.observers.iter().map(|o| o.ledger()).collect();
+        let observers = self.ledgers();
         let emitters: Vec<_> = self.emitters.iter().map(emitter_state).collect();
         json!({"pid": std::process::id(), "observers": observers, "emitters": emitters})
             .to_string()
@@ -111,12 +116,26 @@ fn announce(config: &Config) {
     tracing::info!(version = env!("CARGO_PKG_VERSION"), emitters = %emitters.join(","), "watching");
 }
 
-fn conclude(report: &Report) -> u8 {
-    for error in &report.failed {
-        tracing::error!("{error}");
-    }
+/// Tells what was not as it should be, and nothing otherwise.
+fn conclude(report: &Report, running: &Running) -> u8 {
     for emitter in &report.stuck_emitters {
         tracing::warn!(emitter, "left behind: it did not end in time");
+    }
+    for ledger in running.ledgers() {
+        for lost in losses::of(&ledger) {
+            tracing::warn!("{lost}");
+        }
+        for difference in losses::differences(&ledger) {
+            tracing::error!("{difference}");
+        }
+    }
+    // Each was told when it happened; this is what they mean for the end.
+    for error in &report.failed {
+        if report.is_success() {
+            tracing::warn!("the others ran on without it: {error}");
+        } else {
+            tracing::error!("ending with a failure: {error}");
+        }
     }
     if report.is_success() { SUCCESS } else { FAILURE }
 }

@@ -69,6 +69,13 @@ impl Agent {
         serde_json::from_slice(&output.stdout).unwrap_or_default()
     }
 
+    /// What it told on standard error, once it has ended.
+    fn told(&mut self) -> String {
+        let mut told = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+        told
+    }
+
     fn signal(&self, signal: i32) {
         let pid = i32::try_from(self.child.id()).unwrap();
         // SAFETY: signals our own child, which was not waited for yet.
@@ -137,6 +144,27 @@ fn a_refused_connection_is_told_and_the_ledger_adds_up() {
     assert_eq!(observer["lanes"][0]["difference"], 0, "{ledger}");
     agent.signal(libc::SIGTERM);
     assert_eq!(agent.ends_within(Duration::from_secs(5)).code(), Some(0));
+    let told = agent.told();
+    assert!(!told.contains("observer network"), "nothing was lost: {told}");
+}
+
+#[test]
+fn what_was_lost_is_told_at_the_end() {
+    let config = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(config.path(), "limits: {drain_deadline: 300ms}\n").unwrap();
+    let arguments = ["--observers", "network", "--config", config.path().to_str().unwrap()];
+    let Some(mut agent) = Agent::start(&arguments, Stdio::piped()) else { return };
+    for _ in 0..300 {
+        refuse();
+    }
+    agent.signal(libc::SIGTERM);
+    assert_eq!(agent.ends_within(Duration::from_secs(3)).code(), Some(0));
+    let told = agent.told();
+    let lost = told.lines().find(|line| line.contains("events not delivered: "));
+    let lost = lost.unwrap_or_else(|| panic!("{told}"));
+    assert!(lost.contains("WARN observer network, emitter stdout: "), "{told}");
+    assert!(lost.contains(" normal at shutdown: "), "{told}");
+    assert!(!told.contains("does not add up"), "{told}");
 }
 
 #[test]
