@@ -1,20 +1,23 @@
 //! The observers on a real kernel: faults made here, and exactly the events
 //! that they must give. Needs root and BTF; says so where it has not got them.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends so")]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends so")]
 
 use std::io::{Read as _, Write as _};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::sync::{LazyLock, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use aya::maps::{HashMap, PerCpuArray, PerCpuValues};
 use vahti_ebpf::cgroup::Hierarchy;
-use vahti_ebpf::loader::open;
+use vahti_ebpf::ledger::RingLedger;
+use vahti_ebpf::loader::{Object, open};
+use vahti_ebpf::manager::AyaManager;
 use vahti_ebpf::source::RingSource;
 use vahti_observers::container::{self, ContainerProcessor};
 use vahti_observers::network::{self, NetworkProcessor};
@@ -25,11 +28,14 @@ use vahti_runtime::event::{
 };
 use vahti_runtime::ids::BootId;
 use vahti_runtime::processor::{EventProcessor, Output};
-use vahti_runtime::source::{RecordBatch, Source as _, SourceLedger as _};
+use vahti_runtime::source::{RecordBatch, Source as _, SourceCounts, SourceLedger as _};
+use vahti_runtime::testing::not_run;
 
 /// What all tests of this file share: both observers, and what they told.
 struct Watch {
-    ledgers: Vec<std::sync::Arc<vahti_ebpf::ledger::RingLedger>>,
+    ledgers: Vec<Arc<RingLedger>>,
+    /// Records that were read, by ledger.
+    received: Vec<Arc<AtomicU64>>,
     events: &'static Mutex<Vec<Event>>,
 }
 
@@ -37,20 +43,14 @@ static EVENTS: Mutex<Vec<Event>> = Mutex::new(Vec::new());
 static WATCH: LazyLock<Result<Watch, String>> = LazyLock::new(watch);
 
 /// The watch, or `None` after telling why there is none.
-fn watching(test: &str) -> Option<&'static Watch> {
+fn watching() -> Option<&'static Watch> {
     match &*WATCH {
         Ok(watch) => Some(watch),
         Err(why) => {
-            not_run(test, why);
+            not_run(why);
             None
         }
     }
-}
-
-/// Past the harness, which would keep it to itself.
-fn not_run(test: &str, why: &str) {
-    let line = format!("not run: {test}: {why}\n");
-    std::io::stderr().write_all(line.as_bytes()).unwrap();
 }
 
 fn watch() -> Result<Watch, String> {
@@ -66,9 +66,23 @@ fn watch() -> Result<Watch, String> {
     let network = network::source(opened.next().unwrap()).unwrap();
     let container = container::source(opened.next().unwrap(), hierarchy).unwrap();
     let ledgers = vec![network.ring_ledger(), container.ring_ledger()];
-    follow(network, NetworkProcessor::new(boot, hierarchy.version));
-    follow(container, ContainerProcessor::new(boot, hierarchy.version));
-    Ok(Watch { ledgers, events: &EVENTS })
+    let received = vec![
+        follow(network, NetworkProcessor::new(boot, hierarchy.version)),
+        follow(container, ContainerProcessor::new(boot, hierarchy.version)),
+    ];
+    Ok(Watch { ledgers, received, events: &EVENTS })
+}
+
+/// An object of a test's own, not yet loaded; `None` after telling why.
+fn opened(object: Object) -> Option<AyaManager> {
+    match open(&[object], Hierarchy::detect()) {
+        Ok(mut opened) => Some(opened.remove(0).unwrap()),
+        Err(error) if is_for_lack_of(&error) => {
+            not_run(error);
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
 }
 
 fn is_for_lack_of(error: &vahti_ebpf::EbpfError) -> bool {
@@ -76,8 +90,10 @@ fn is_for_lack_of(error: &vahti_ebpf::EbpfError) -> bool {
     matches!(error, MissingCapability { .. } | NoKernelBtf { .. })
 }
 
-fn follow(mut source: RingSource, processor: impl EventProcessor + 'static) {
+fn follow(mut source: RingSource, processor: impl EventProcessor + 'static) -> Arc<AtomicU64> {
     source.start().unwrap();
+    let received = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&received);
     std::thread::spawn(move || {
         let mut batch = RecordBatch::new(256, 1 << 20);
         loop {
@@ -87,9 +103,11 @@ fn follow(mut source: RingSource, processor: impl EventProcessor + 'static) {
                 if let Output::One(event) = processor.process(record).unwrap() {
                     EVENTS.lock().unwrap().push(event);
                 }
+                count.fetch_add(1, Ordering::Relaxed);
             }
         }
     });
+    received
 }
 
 impl Watch {
@@ -109,8 +127,35 @@ impl Watch {
         std::thread::sleep(Duration::from_millis(50));
         let found = self.matching(&wanted);
         assert_eq!(found.len(), count, "{found:#?}");
+        self.expect_exact();
         found
     }
+
+    /// Both observers' counters add up as soon as nothing moves, and nothing
+    /// was lost: that is why the numbers of events can be exact.
+    #[track_caller]
+    fn expect_exact(&self) {
+        for (ledger, received) in self.ledgers.iter().zip(&self.received) {
+            let begin = Instant::now();
+            loop {
+                // Other tests go on: what is read in between is no difference.
+                let before = received.load(Ordering::Relaxed);
+                let counts = ledger.counts();
+                let after = received.load(Ordering::Relaxed);
+                assert_eq!(counts.lost, 0, "{counts:?}");
+                if before == after && adds_up(&counts, after) {
+                    break;
+                }
+                assert!(begin.elapsed() < Duration::from_secs(10), "{counts:?}, read {after}");
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        }
+    }
+}
+
+fn adds_up(counts: &SourceCounts, received: u64) -> bool {
+    let SourceCounts { attempted, submitted, lost, in_ring, .. } = *counts;
+    attempted == submitted + lost && submitted == received + in_ring
 }
 
 fn peer_port(event: &Event) -> Option<u16> {
@@ -179,7 +224,7 @@ fn reset_on_close(stream: &TcpStream) {
 
 #[test]
 fn every_probe_proves_itself() {
-    let Some(watch) = watching("every_probe_proves_itself") else { return };
+    let Some(watch) = watching() else { return };
     let begin = Instant::now();
     let too_old = |complaint: &String| complaint.contains(" needs Linux ");
     let degraded = || -> Vec<String> {
@@ -194,7 +239,7 @@ fn every_probe_proves_itself() {
 
 #[test]
 fn a_thousand_refused_connects_are_a_thousand_events() {
-    let Some(watch) = watching("a_thousand_refused_connects_are_a_thousand_events") else { return };
+    let Some(watch) = watching() else { return };
     for address in [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] {
         let (_holder, peer) = closed_port(address);
         for _ in 0..1000 {
@@ -215,17 +260,7 @@ fn a_thousand_refused_connects_are_a_thousand_events() {
 /// can't be made to happen; the state that the second run finds can.
 #[test]
 fn who_interrupts_a_record_is_counted_as_lost_and_tears_nothing() {
-    let mut opened = match open(&[network::OBJECT], Hierarchy::detect()) {
-        Ok(opened) => opened,
-        Err(error) if is_for_lack_of(&error) => {
-            return not_run(
-                "who_interrupts_a_record_is_counted_as_lost_and_tears_nothing",
-                &error.to_string(),
-            );
-        }
-        Err(error) => panic!("{error}"),
-    };
-    let mut manager = opened.remove(0).unwrap();
+    let Some(mut manager) = opened(network::OBJECT) else { return };
     manager.attach_raw_tracepoint("connection_end", "inet_sock_set_state").unwrap();
     let slot = network::PROBES.iter().find(|p| p.program == "connection_end").unwrap().slot;
     let mut busy: PerCpuArray<_, [u32; 2]> = manager.map("busy").unwrap().try_into().unwrap();
@@ -250,14 +285,7 @@ fn who_interrupts_a_record_is_counted_as_lost_and_tears_nothing() {
 
 #[test]
 fn a_manager_reads_until_it_is_told_to_stop() {
-    let mut opened = match open(&[network::OBJECT], Hierarchy::detect()) {
-        Ok(opened) => opened,
-        Err(error) if is_for_lack_of(&error) => {
-            return not_run("a_manager_reads_until_it_is_told_to_stop", &error.to_string());
-        }
-        Err(error) => panic!("{error}"),
-    };
-    let mut manager = opened.remove(0).unwrap();
+    let Some(mut manager) = opened(network::OBJECT) else { return };
     manager.open_ring_buffer("ring").unwrap();
     manager.attach_raw_tracepoint("connection_end", "inet_sock_set_state").unwrap();
     let (trigger, shutdown) = vahti_runtime::shutdown::channel();
@@ -277,7 +305,7 @@ fn a_manager_reads_until_it_is_told_to_stop() {
 
 #[test]
 fn a_reset_is_told_to_whom_it_happens_and_only_once() {
-    let Some(watch) = watching("a_reset_is_told_to_whom_it_happens_and_only_once") else { return };
+    let Some(watch) = watching() else { return };
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     for connecting_side_resets in [true, false] {
@@ -300,7 +328,7 @@ fn a_reset_is_told_to_whom_it_happens_and_only_once() {
 
 #[test]
 fn connections_that_end_in_order_are_no_events() {
-    let Some(watch) = watching("connections_that_end_in_order_are_no_events") else { return };
+    let Some(watch) = watching() else { return };
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     for _ in 0..100 {
@@ -352,8 +380,7 @@ fn begin_connect(peer: SocketAddr, syn_retries: i32) -> OwnedFd {
 
 #[test]
 fn a_client_that_gives_up_at_once_is_no_event_and_later_it_is_one() {
-    let Some(watch) = watching("a_client_that_gives_up_at_once_is_no_event_and_later_it_is_one")
-    else {
+    let Some(watch) = watching() else {
         return;
     };
     let (_listener, _filling, peer) = silent();
@@ -372,7 +399,7 @@ fn a_client_that_gives_up_at_once_is_no_event_and_later_it_is_one() {
 
 #[test]
 fn a_peer_that_never_answers_is_a_timeout() {
-    let Some(watch) = watching("a_peer_that_never_answers_is_a_timeout") else { return };
+    let Some(watch) = watching() else { return };
     let (_listener, _filling, peer) = silent();
     let sockets: Vec<OwnedFd> = (0..10).map(|_| begin_connect(peer, 1)).collect();
     let events = watch.expect(10, |e| peer_port(e) == Some(peer.port()));
@@ -385,7 +412,7 @@ fn a_peer_that_never_answers_is_a_timeout() {
 
 #[test]
 fn a_peer_without_a_route_is_unreachable() {
-    let Some(watch) = watching("a_peer_without_a_route_is_unreachable") else { return };
+    let Some(watch) = watching() else { return };
     const PORT: u16 = 4711;
     let connecting = std::thread::spawn(|| {
         // SAFETY: takes no pointers; only this thread moves.
@@ -400,7 +427,7 @@ fn a_peer_without_a_route_is_unreachable() {
         Ok(())
     });
     if let Err(error) = connecting.join().unwrap() {
-        not_run("a_peer_without_a_route_is_unreachable", &error.to_string());
+        not_run(error.to_string());
         return;
     }
     // Others on this machine may try the same port.
@@ -471,7 +498,7 @@ fn enter(cgroup: &Path) {
 
 #[test]
 fn processes_that_live_for_one_connect_are_all_named() {
-    let Some(watch) = watching("processes_that_live_for_one_connect_are_all_named") else { return };
+    let Some(watch) = watching() else { return };
     let (_holder, peer) = closed_port(Ipv4Addr::LOCALHOST.into());
     let port = peer.port().to_string();
     let mut pids: Vec<u32> = Vec::new();
@@ -489,7 +516,7 @@ fn processes_that_live_for_one_connect_are_all_named() {
 
 #[test]
 fn a_crash_is_told_once_with_its_sender() {
-    let Some(watch) = watching("a_crash_is_told_once_with_its_sender") else { return };
+    let Some(watch) = watching() else { return };
     let script = "ulimit -c 0; sleep 60 & echo $!; kill -SEGV $!; wait; :";
     let mut shell = Command::new("sh");
     shell.args(["-c", script]).stdout(std::process::Stdio::piped());
@@ -524,8 +551,7 @@ fn aborted_by_itself(script: &str) -> u32 {
 
 #[test]
 fn who_sent_a_signal_that_was_lived_through_is_not_who_sent_the_last() {
-    const TEST: &str = "who_sent_a_signal_that_was_lived_through_is_not_who_sent_the_last";
-    let Some(watch) = watching(TEST) else { return };
+    let Some(watch) = watching() else { return };
     let handled = "ulimit -c 0; trap 'caught=1' ABRT; echo +; \
                    while [ -z \"$caught\" ]; do sleep 0.01; done; trap - ABRT; kill -ABRT $$";
     let ignored = "ulimit -c 0; trap '' ABRT; echo +; read go; trap - ABRT; kill -ABRT $$";
@@ -541,7 +567,7 @@ fn who_sent_a_signal_that_was_lived_through_is_not_who_sent_the_last() {
 
 #[test]
 fn ordinary_ends_are_no_events() {
-    let Some(watch) = watching("ordinary_ends_are_no_events") else { return };
+    let Some(watch) = watching() else { return };
     let mut pids = Vec::new();
     for script in ["exit 1", "kill -TERM $$", "kill -INT $$", "kill -PIPE $$", "kill -HUP $$"] {
         let mut child = Command::new("sh").args(["-c", script]).spawn().unwrap();
@@ -558,15 +584,15 @@ struct FakeContainer {
 }
 
 impl FakeContainer {
-    fn new(test: &str, fill: char) -> Option<Self> {
+    fn new(fill: char) -> Option<Self> {
         let id: String = format!("{:08x}", std::process::id()).chars().chain([fill; 56]).collect();
         let Some(root) = memory_root() else {
-            not_run(test, "the memory cgroups are not mounted");
+            not_run("the memory cgroups are not mounted");
             return None;
         };
         let folder = root.join("docker").join(&id);
         if let Err(error) = std::fs::create_dir_all(&folder) {
-            not_run(test, &format!("{}: {error}", folder.display()));
+            not_run(format!("{}: {error}", folder.display()));
             return None;
         }
         // Under v1 every cgroup has the controller of its hierarchy; under v2
@@ -629,9 +655,8 @@ fn memory_root() -> Option<PathBuf> {
 
 #[test]
 fn a_containers_first_process_with_eight_threads_ends_once() {
-    const TEST: &str = "a_containers_first_process_with_eight_threads_ends_once";
-    let Some(watch) = watching(TEST) else { return };
-    let Some(container) = FakeContainer::new(TEST, 'e') else { return };
+    let Some(watch) = watching() else { return };
+    let Some(container) = FakeContainer::new('e') else { return };
     let pid = container.run("exit");
     let events = watch.expect(1, |e| is_of(e, pid));
     assert_eq!(events[0].kind, &CONTAINER_EXIT);
@@ -642,15 +667,8 @@ fn a_containers_first_process_with_eight_threads_ends_once() {
 
 #[test]
 fn who_comes_in_beside_others_is_not_taken_for_the_first() {
-    const TEST: &str = "who_comes_in_beside_others_is_not_taken_for_the_first";
-    let hierarchy = Hierarchy::detect();
-    let mut opened = match open(&[container::OBJECT], hierarchy) {
-        Ok(opened) => opened,
-        Err(error) if is_for_lack_of(&error) => return not_run(TEST, &error.to_string()),
-        Err(error) => panic!("{error}"),
-    };
-    let Some(container) = FakeContainer::new(TEST, 'd') else { return };
-    let mut manager = opened.remove(0).unwrap();
+    let Some(mut manager) = opened(container::OBJECT) else { return };
+    let Some(container) = FakeContainer::new('d') else { return };
     let sleeper = || {
         let child = Command::new("sleep").arg("60").spawn().unwrap();
         std::fs::write(container.folder.join("cgroup.procs"), child.id().to_string()).unwrap();
@@ -675,9 +693,8 @@ fn who_comes_in_beside_others_is_not_taken_for_the_first() {
 
 #[test]
 fn an_oom_kill_is_told_once_with_the_kernel_logs_figures_and_causes_the_exit() {
-    const TEST: &str = "an_oom_kill_is_told_once_with_the_kernel_logs_figures_and_causes_the_exit";
-    let Some(watch) = watching(TEST) else { return };
-    let Some(container) = FakeContainer::new(TEST, 'f') else { return };
+    let Some(watch) = watching() else { return };
+    let Some(container) = FakeContainer::new('f') else { return };
     container.limit(64 << 20);
     let pid = container.run("hunger");
     let events = watch.expect(2, |e| is_of(e, pid));
@@ -688,16 +705,34 @@ fn an_oom_kill_is_told_once_with_the_kernel_logs_figures_and_causes_the_exit() {
     assert_eq!(*kill.container.as_ref().unwrap().id, *container.id);
     let EventData::OomKill(oom) = kill.data else { panic!("{kill:?}") };
     assert_eq!(oom.limit_bytes, Some(64 << 20));
-    let (usage, limit) = logged(pid).unwrap_or((64 << 20, 64 << 20));
+    let log = match kernel_log() {
+        Ok(log) => log,
+        Err(error) => return not_run(format!("the figures: /dev/kmsg: {error}")),
+    };
+    let (usage, limit) = logged(&log, pid).expect("the kernel logs an OOM kill and its figures");
     assert!(oom.usage_bytes.unwrap().abs_diff(usage) <= 1 << 20, "{oom:?}, logged {usage}");
     assert!(oom.limit_bytes.unwrap().abs_diff(limit) <= 1 << 20, "{oom:?}, logged {limit}");
 }
 
-/// Usage and limit in bytes as the kernel log has them before the line that
-/// tells of this victim; `None` where the log can't be read.
-fn logged(victim: u32) -> Option<(u64, u64)> {
-    let log = Command::new("dmesg").output().ok()?;
-    let log = String::from_utf8_lossy(&log.stdout).into_owned();
+/// All that the kernel log holds, a line a record.
+fn kernel_log() -> std::io::Result<String> {
+    let mut options = std::fs::OpenOptions::new();
+    let mut log = options.read(true).custom_flags(libc::O_NONBLOCK).open("/dev/kmsg")?;
+    let (mut text, mut record) = (String::new(), [0; 8192]);
+    loop {
+        match log.read(&mut record) {
+            Ok(len) => text.push_str(&String::from_utf8_lossy(&record[..len])),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(text),
+            // It was overwritten meanwhile; the next read has the oldest that is left.
+            Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Usage and limit in bytes, as logged before the line that tells of this
+/// victim.
+fn logged(log: &str, victim: u32) -> Option<(u64, u64)> {
     let before = &log[..log.find(&format!("Killed process {victim} "))?];
     let line = before.lines().rev().find(|l| l.contains("memory: usage "))?;
     let kib = |key: &str| -> Option<u64> {
