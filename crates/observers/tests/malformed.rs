@@ -3,9 +3,12 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test ends so")]
 
+use std::sync::LazyLock;
+
 use proptest::prelude::*;
 use vahti_ebpf::abi::FLAG_PROOF;
 use vahti_observers::container::ContainerProcessor;
+use vahti_observers::container::id::{Class, classify};
 use vahti_observers::network::NetworkProcessor;
 use vahti_observers::recording::Recording;
 use vahti_runtime::ids::BootId;
@@ -82,32 +85,113 @@ fn a_record_of_another_abi_is_malformed() {
     }
 }
 
+/// Tens of thousands, a second or two: what `fuzz/` does without an end, and
+/// with a nightly compiler only.
+fn many() -> ProptestConfig {
+    ProptestConfig { cases: 10_000, ..ProptestConfig::default() }
+}
+
+/// Parsing a recording takes longer than a case.
+static RECORDS: LazyLock<[Vec<Vec<u8>>; 2]> = LazyLock::new(|| [records(0), records(1)]);
+static PROCESSORS: LazyLock<[Box<dyn EventProcessor>; 2]> = LazyLock::new(processors);
+
+/// Names that runtimes use, put together as none does.
+fn cgroup_path() -> impl Strategy<Value = Vec<u8>> {
+    const PARTS: [&[u8]; 32] = [
+        b"/",
+        b"/docker/",
+        b"/lxc/",
+        b"/machine.slice/",
+        b"/ecs/",
+        b"/kubepods/",
+        b"/pod",
+        b"docker-",
+        b"cri-containerd-",
+        b"crio-conmon-",
+        b"libpod-",
+        b"lxc.payload.",
+        b"lxc.monitor.",
+        b"machine-",
+        b"systemd-nspawn@",
+        b"qemu\\x2d",
+        b"lxc\\x2d",
+        b"\\x",
+        b"\\xff",
+        b"-",
+        b":",
+        b"..",
+        b".scope",
+        b".slice",
+        b".service",
+        b"-pod",
+        b"\xc3\xa9",
+        b"\xff",
+        b"\n",
+        b"5f1c2ab3_9d4e_4c11_8a77_0b1c2d3e4f50",
+        b"5f1c2ab3-9d4e-4c11-8a77-0b1c2d3e4f50",
+        b"0123456789abcdef0123456789abcdef",
+    ];
+    let known = prop::sample::select(&PARTS[..]).prop_map(<[u8]>::to_vec);
+    let part = prop_oneof![8 => known, 1 => proptest::collection::vec(any::<u8>(), 0..4)];
+    proptest::collection::vec(part, 0..24).prop_map(|parts| parts.concat())
+}
+
+/// A line that nobody's terminal or parser stumbles over.
+fn is_harmless(event: &vahti_runtime::event::Event) -> bool {
+    let mut line = Vec::new();
+    vahti_runtime::event::to_json_line(event, &mut line);
+    let text = std::str::from_utf8(&line).unwrap();
+    !text.trim_end_matches('\n').chars().any(char::is_control)
+}
+
 proptest! {
+    #![proptest_config(many())]
+
     #[test]
-    fn random_bytes_are_malformed(bytes in proptest::collection::vec(any::<u8>(), 0..1200)) {
-        for processor in processors() {
-            prop_assert!(is_malformed(&process(&*processor, &bytes)));
+    fn any_cgroup_path_is_classified(path in cgroup_path()) {
+        if let Class::Container(container) = classify(&path) {
+            prop_assert!(!container.id.is_empty());
+            prop_assert!(container.id.len() <= path.len());
         }
     }
 
     #[test]
-    fn a_record_with_changed_bytes_never_panics(
-        observer in 0_usize..2,
-        which in any::<prop::sample::Index>(),
-        changes in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..40),
-    ) {
-        let records = records(observer);
-        let mut record = which.get(&records).clone();
-        for (at, value) in changes {
-            let at = at.index(record.len());
-            record[at] = value;
-        }
-        let processor = &processors()[observer];
-        if let Ok(Output::One(event)) = process(&**processor, &record) {
-            let mut line = Vec::new();
-            vahti_runtime::event::to_json_line(&event, &mut line);
-            let text = std::str::from_utf8(&line).unwrap();
-            prop_assert!(!text.trim_end_matches('\n').chars().any(char::is_control));
+    fn random_bytes_are_malformed(bytes in proptest::collection::vec(any::<u8>(), 0..1200)) {
+        for processor in &*PROCESSORS {
+            prop_assert!(is_malformed(&process(&**processor, &bytes)));
         }
     }
+
+    #[test]
+    fn a_network_record_with_changed_bytes_never_panics(changes in changes()) {
+        if let Ok(Output::One(event)) = process_changed(0, changes) {
+            prop_assert!(is_harmless(&event));
+        }
+    }
+
+    #[test]
+    fn a_container_record_with_changed_bytes_never_panics(changes in changes()) {
+        if let Ok(Output::One(event)) = process_changed(1, changes) {
+            prop_assert!(is_harmless(&event));
+        }
+    }
+}
+
+/// Which record, and what stands where in it instead.
+type Changes = (prop::sample::Index, Vec<(prop::sample::Index, u8)>);
+
+fn changes() -> impl Strategy<Value = Changes> {
+    (
+        any::<prop::sample::Index>(),
+        proptest::collection::vec(any::<(prop::sample::Index, u8)>(), 1..40),
+    )
+}
+
+fn process_changed(observer: usize, (which, changes): Changes) -> Result<Output, ProcessError> {
+    let mut record = which.get(&RECORDS[observer]).clone();
+    for (at, value) in changes {
+        let at = at.index(record.len());
+        record[at] = value;
+    }
+    process(&*PROCESSORS[observer], &record)
 }

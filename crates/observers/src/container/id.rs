@@ -136,6 +136,9 @@ fn colons(name: &str) -> Option<Found<'_>> {
 /// `lxc.payload.<name>`, `lxc/<name>`; `lxc.monitor.<name>` is what watches it.
 fn lxc<'a>(name: &'a str, parent: &str) -> Option<Found<'a>> {
     if let Some(container_name) = name.strip_prefix("lxc.payload.") {
+        if container_name.is_empty() {
+            return Some(Found::Unknown);
+        }
         return container(container_name, Some("lxc"));
     }
     if name.starts_with("lxc.monitor.") || parent == "lxc.monitor" {
