@@ -86,8 +86,7 @@ fn opened(object: Object) -> Option<AyaManager> {
 }
 
 fn is_for_lack_of(error: &vahti_ebpf::EbpfError) -> bool {
-    use vahti_ebpf::EbpfError::{MissingCapability, NoKernelBtf};
-    matches!(error, MissingCapability { .. } | NoKernelBtf { .. })
+    error.is_permission() || matches!(error, vahti_ebpf::EbpfError::NoKernelBtf { .. })
 }
 
 fn follow(mut source: RingSource, processor: impl EventProcessor + 'static) -> Arc<AtomicU64> {
