@@ -234,6 +234,7 @@ struct inet_sock {
 struct tcp_sock {
 	u32 packets_out;
 	u32 total_retrans;
+	u64 bytes_acked;
 };
 
 /* --- routes ------------------------------------------------------------------------------------ */

@@ -293,8 +293,7 @@ mod tests {
     }
 
     fn checker(check: impl Fn() -> HealthStatus + Send + Sync + 'static) -> HealthChecker {
-        let checker = HealthChecker::new(HealthConfig::default(), "test")
-            .with_limit(Duration::from_millis(500));
+        let checker = HealthChecker::new(HealthConfig::default(), "test");
         checker.add(Arc::new(Check(check)));
         checker
     }
@@ -316,7 +315,8 @@ mod tests {
             calls.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
             gate.lock().unwrap().recv().unwrap_err();
             HealthStatus::healthy()
-        });
+        })
+        .with_limit(Duration::from_millis(500));
         slow.add(Arc::new(Check(|| HealthStatus::degraded("the next one still runs"))));
         assert!(slow.check_now().await.reason.contains("longer than"));
         assert!(slow.check_now().await.reason.contains("still hangs"));
