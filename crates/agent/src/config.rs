@@ -223,6 +223,16 @@ pub(crate) struct EmitterConfig {
     /// max_retries times; the others try once.
     #[serde(default)]
     pub(crate) critical: bool,
+    /// How often a critical emitter tries a batch again before it is dropped:
+    /// 0 to 1,000; the largest of the enabled observers' if not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = 3)]
+    pub(crate) max_retries: Option<u32>,
+    /// How long an event waits at most for a batch to fill: 1ms to 1h; the
+    /// smallest of the enabled observers' if not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"100ms")]
+    pub(crate) drain_interval: Option<HumanDuration>,
     /// Type stdout: text on a terminal and json elsewhere, if not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = &"json")]
@@ -255,6 +265,8 @@ impl EmitterConfig {
             kind,
             name: None,
             critical: false,
+            max_retries: None,
+            drain_interval: None,
             format: None,
             path: None,
             max_size: None,
@@ -299,6 +311,14 @@ impl Default for Limits {
 const MAX_EMITTERS: usize = 16;
 
 impl Config {
+    /// The queues' settings of the observers that are enabled.
+    pub(crate) fn backpressures(&self) -> impl Iterator<Item = &runtime::BackpressureConfig> {
+        let Observers { network, container } = &self.observers;
+        let network = network.enabled.then_some(&network.backpressure);
+        let container = container.enabled.then_some(&container.backpressure);
+        network.into_iter().chain(container)
+    }
+
     /// Every value that is out of its bound, in the order of the fields.
     pub(crate) fn validate(&self) -> Vec<InvalidField> {
         let mut wrong = Wrong::default();
@@ -384,6 +404,13 @@ impl Wrong {
             "1 to 63 lowercase letters, digits and hyphens",
         );
         self.unless(!name_is_taken, &at("name"), quoted(name), "a name that no other emitter has");
+        if let Some(retries) = emitter.max_retries {
+            self.unless(retries <= 1_000, &at("max_retries"), retries.to_string(), "0 to 1,000");
+        }
+        if let Some(interval) = emitter.drain_interval {
+            let is_good = (1..=3_600_000).contains(&interval.0.as_millis());
+            self.unless(is_good, &at("drain_interval"), interval.to_string(), "1ms to 1h");
+        }
         let mut only = |is_set: bool, key: &str, of: EmitterType| {
             let bound = format!("left out for an emitter of type {}", kind.as_str());
             self.unless(!is_set || kind == of, &at(key), "set".to_owned(), &bound);

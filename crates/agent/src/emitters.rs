@@ -37,20 +37,21 @@ pub(crate) fn start(
                 Failed::failure(format!("emitter {} can't be started: {why}", emitter.name()))
             };
             let make = factory(emitter, &nobody_reads).map_err(failed)?;
-            EmitterHandle::start(make, served(config)).map_err(|e| failed(e.to_string()))
+            EmitterHandle::start(make, served(emitter, config)).map_err(|e| failed(e.to_string()))
         })
         .collect()
 }
 
-/// How emitters are served. Retries are set per observer and lanes are, too,
-/// but an emitter is shared: it takes what the most patient observer asks for.
-fn served(config: &Config) -> vahti_runtime::delivery::EmitterConfig {
-    let observers = &config.observers;
-    let all = [&observers.network.backpressure, &observers.container.backpressure];
+/// How an emitter is served: as its own entry says, else as the most patient of
+/// the observers asks for. Theirs are set per observer, and so are lanes, but an
+/// emitter serves all of them; those that are not enabled ask for nothing.
+fn served(emitter: &EmitterConfig, config: &Config) -> vahti_runtime::delivery::EmitterConfig {
     let mut served = vahti_runtime::delivery::EmitterConfig::default();
-    served.max_retries = all.iter().map(|b| b.max_retries).max().unwrap_or(served.max_retries);
-    served.drain_interval =
-        all.iter().map(|b| b.drain_interval.0).min().unwrap_or(served.drain_interval);
+    let asked = config.backpressures().map(|b| b.max_retries).max();
+    served.max_retries = emitter.max_retries.or(asked).unwrap_or(served.max_retries);
+    let asked = config.backpressures().map(|b| b.drain_interval).min();
+    let interval = emitter.drain_interval.or(asked);
+    served.drain_interval = interval.map_or(served.drain_interval, |interval| interval.0);
     served
 }
 
@@ -86,4 +87,43 @@ fn factory(
 
 fn duplicate_stdout() -> io::Result<Arc<File>> {
     Ok(Arc::new(File::from(io::stdout().as_fd().try_clone_to_owned()?)))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use vahti_runtime::units::HumanDuration;
+
+    use super::*;
+
+    #[test]
+    fn an_emitters_own_entry_wins_and_observers_that_are_off_have_no_say() {
+        let mut config = Config::default();
+        let observers = &mut config.observers;
+        observers.network.backpressure.max_retries = 7;
+        observers.network.backpressure.drain_interval = HumanDuration(Duration::from_millis(5));
+        observers.container.backpressure.max_retries = 4;
+        observers.container.backpressure.drain_interval = HumanDuration(Duration::from_millis(50));
+        let mut emitter = EmitterConfig::of(EmitterType::Stdout);
+        let told = |emitter: &EmitterConfig, config: &Config| {
+            let served = served(emitter, config);
+            (served.max_retries, served.drain_interval.as_millis())
+        };
+        assert_eq!(told(&emitter, &config), (7, 5));
+        config.observers.network.enabled = false;
+        assert_eq!(told(&emitter, &config), (4, 50));
+        emitter.max_retries = Some(0);
+        emitter.drain_interval = Some(HumanDuration(Duration::from_secs(1)));
+        assert_eq!(told(&emitter, &config), (0, 1_000));
+    }
+
+    #[test]
+    fn an_emitters_own_entry_has_the_bounds_that_observers_have() {
+        let mut config = Config::default();
+        config.emitters.0[0].max_retries = Some(1_001);
+        config.emitters.0[0].drain_interval = Some(HumanDuration(Duration::ZERO));
+        let wrong: Vec<String> = config.validate().into_iter().map(|field| field.path).collect();
+        assert_eq!(wrong, ["emitters[0].max_retries", "emitters[0].drain_interval"]);
+    }
 }
