@@ -186,6 +186,8 @@ impl ObserverRuntime {
 
     fn start_error(&self, why: String) -> RunError {
         let policy = self.config.failure.policy;
+        // Now: the report comes when all has ended, which may be in a year.
+        tracing::error!(observer = %self.name, %why, ?policy, "observer could not be started");
         RunError::Start { observer: self.name.clone(), why, policy }
     }
 
