@@ -231,6 +231,10 @@ struct inet_sock {
 	u32 inet_saddr;
 	u16 inet_sport;
 };
+struct inet_connection_sock {
+	u8 icsk_retransmits;
+};
+
 struct tcp_sock {
 	u32 packets_out;
 	u32 total_retrans;
@@ -284,6 +288,7 @@ enum { RT_TABLE_MAIN = 254 };
 enum { RTN_BLACKHOLE = 6, RTN_UNREACHABLE = 7, RTN_PROHIBIT = 8 };
 enum {
 	EAGAIN = 11, EACCES = 13, EINVAL = 22, EPIPE = 32, ENETUNREACH = 101, ECONNABORTED = 103,
+	ETIMEDOUT = 110, ECONNREFUSED = 111,
 	EHOSTUNREACH = 113,
 };
 

@@ -154,16 +154,27 @@ int connection_receive(u64 *ctx)
 	return 0;
 }
 
-/* The error that a connect() ended with. A soft error that is still there was not taken by anyone. */
-static __always_inline int connect_error(struct sock *sk, u64 key)
+/*
+ * The error that a connect() ended with. A process that closes or disconnects its socket holds it; a soft
+ * error that is still there then was not taken by anyone. Where nobody holds it, the kernel gave up, so
+ * there was an error: if it is gone, a process that polls has taken it (SO_ERROR) before the kernel came
+ * to close the socket. Which it was is inferred: what is not answered is sent again, what is refused is not.
+ */
+static __always_inline int connect_error(struct sock *sk, u64 key, u32 *flags)
 {
-	int err = read(sk->sk_err);
+	struct inet_connection_sock *connection = (void *)sk;
+	int err = read(sk->sk_err), held = read(sk->sk_lock.owned);
 	struct socket_owner *known;
 
-	if (err || read(sk->sk_err_soft))
+	if (err || (held && read(sk->sk_err_soft)))
 		return err;
 	known = bpf_map_lookup_elem(&owners, &key);
-	return known ? known->noted_err : 0;
+	if (known && known->noted_err)
+		return known->noted_err;
+	if (held)
+		return 0;
+	*flags |= VAHTI_FLAG_ERROR_TAKEN;
+	return read(connection->icsk_retransmits) ? ETIMEDOUT : ECONNREFUSED;
 }
 
 /*
@@ -240,7 +251,7 @@ static __always_inline u32 proof_flag(struct network_connection *c)
 	return c->peer_port == facts->proof || c->local_port == facts->proof ? VAHTI_FLAG_PROOF : 0;
 }
 
-static __always_inline void tell_end(struct sock *sk, int old_state, int err, u32 slot)
+static __always_inline void tell_end(struct sock *sk, int old_state, int err, u32 slot, u32 flags)
 {
 	u64 key = (u64)sk;
 	struct record *record = bpf_map_lookup_elem(&scratch, &slot);
@@ -253,7 +264,7 @@ static __always_inline void tell_end(struct sock *sk, int old_state, int err, u3
 	c->err = err;
 	fill_socket(c, sk);
 	fill_owner(c, sk, key);
-	c->header.flags = proof_flag(c);
+	c->header.flags = flags | proof_flag(c);
 	u32 len = append_path(&c->header, record->path, c->owner.cgroup_id);
 	c->path_len = len;
 	submit(&ring, slot, &c->header, VAHTI_KIND_CONNECTION_END, sizeof(*c) + len);
@@ -273,7 +284,7 @@ static __always_inline void tell_missed(struct sock *sk, u64 key, struct socket_
 	int err = read(sk->sk_err);
 
 	if (err && is_failure(sk, old_state, err))
-		tell_end(sk, old_state, err, VAHTI_SLOT_CONNECTION_ERROR);
+		tell_end(sk, old_state, err, VAHTI_SLOT_CONNECTION_ERROR, 0);
 	bpf_map_delete_elem(&owners, &key);
 }
 
@@ -321,15 +332,16 @@ int connection_end(u64 *ctx)
 	struct sock *sk = (void *)ctx[0];
 	int old_state = ctx[1], new_state = ctx[2];
 	u64 key = (u64)sk;
+	u32 flags = 0;
 	int err;
 
 	if (ctx[0] == VAHTI_TEST_RUN_MAGIC)
 		return prove(&ring, VAHTI_SLOT_CONNECTION_END);
 	if (new_state != TCP_CLOSE || !is_tcp(sk))
 		return 0;
-	err = old_state == TCP_SYN_SENT ? connect_error(sk, key) : read(sk->sk_err);
+	err = old_state == TCP_SYN_SENT ? connect_error(sk, key, &flags) : read(sk->sk_err);
 	if (is_failure(sk, old_state, err))
-		tell_end(sk, old_state, err, VAHTI_SLOT_CONNECTION_END);
+		tell_end(sk, old_state, err, VAHTI_SLOT_CONNECTION_END, flags);
 	bpf_map_delete_elem(&owners, &key);
 	return 0;
 }

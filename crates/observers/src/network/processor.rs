@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use vahti_ebpf::abi::KIND_PROOF;
+use vahti_ebpf::abi::{FLAG_ERROR_TAKEN, KIND_PROOF};
 use vahti_runtime::event::{
     CONNECTION_ABANDONED, CONNECTION_REFUSED, CONNECTION_RESET, CONNECTION_TIMEOUT,
     CONNECTION_UNREACHABLE, Endpoint, ErrorInfo, Event, EventData, EventKind, Network, NetworkType,
@@ -76,6 +76,7 @@ impl NetworkProcessor {
         let reason = match connection.owner_kind {
             owner_kind::LISTEN => Some("owner_is_listener"),
             _ if event.process.is_none() => Some("owner_unknown"),
+            _ if connection.header.flags & FLAG_ERROR_TAKEN != 0 => Some("error_inferred"),
             _ => named.unresolved,
         };
         event.unresolved = reason.map(|reason| Unresolved { reason });
