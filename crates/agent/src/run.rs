@@ -40,8 +40,12 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
         .enable_time()
         .build()
         .map_err(|e| system("start", &e))?;
-    announce(&config);
-    let report = runtime.block_on(supervisor.run(shutdown));
+    let report = runtime.block_on(async {
+        let told = tokio::spawn(announce(running.observers.clone(), emitter_names(&config)));
+        let report = supervisor.run(shutdown).await;
+        told.abort();
+        report
+    });
     // Whatever still blocks a thread must not hold up the end.
     runtime.shutdown_background();
     Ok(conclude(&report, running))
@@ -111,9 +115,23 @@ fn control(args: &RunArgs, running: &Arc<OnceLock<Running>>) -> Result<Option<Co
     }
 }
 
-fn announce(config: &Config) {
-    let emitters: Vec<&str> = config.emitters.0.iter().map(|e| e.name()).collect();
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), emitters = %emitters.join(","), "watching");
+fn emitter_names(config: &Config) -> String {
+    let names: Vec<&str> = config.emitters.0.iter().map(|e| e.name()).collect();
+    names.join(",")
+}
+
+/// Says so once every observer watches or has failed to: what happens from
+/// this line on is seen.
+async fn announce(observers: Vec<Arc<ObserverRuntime>>, emitters: String) {
+    let mut watching = Vec::new();
+    for observer in &observers {
+        observer.started().await;
+        if observer.is_healthy() {
+            watching.push(observer.name());
+        }
+    }
+    let observers = watching.join(",");
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), %observers, %emitters, "watching");
 }
 
 /// Tells what was not as it should be, and nothing otherwise.

@@ -34,6 +34,7 @@ pub(crate) const ALL: [&str; 2] = crate::config::OBSERVERS;
 /// # Errors
 /// Rights are missing, or the kernel can't run any of it.
 pub(crate) fn open(observers: &[&str], hierarchy: Hierarchy) -> Result<Vec<Opened>, EbpfError> {
+    raise_descriptor_limit();
     let objects: Vec<Object> = observers.iter().map(|name| object(name)).collect();
     let managers = loader::open(&objects, hierarchy)?;
     let sources = observers.iter().zip(managers).map(|(name, manager)| {
@@ -44,6 +45,23 @@ pub(crate) fn open(observers: &[&str], hierarchy: Hierarchy) -> Result<Vec<Opene
         }
     });
     Ok(sources.collect())
+}
+
+/// Programs, maps and links are descriptors, some eighty in all: more than a
+/// low soft limit leaves. The hard limit is what counts.
+fn raise_descriptor_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: `limit` is valid for both calls.
+    let raised = unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 {
+            return;
+        }
+        limit.rlim_cur = limit.rlim_cur.max(limit.rlim_max.min(1024));
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit)
+    };
+    if raised != 0 || limit.rlim_cur < 128 {
+        tracing::warn!(limit = limit.rlim_cur, "few descriptors: programs may fail to load");
+    }
 }
 
 fn object(name: &str) -> Object {

@@ -246,7 +246,18 @@ impl Shared {
     }
 
     fn set_state(&self, state: EmitterState) {
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        let mut current = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let emitter = &self.name;
+        match (&*current, &state) {
+            (EmitterState::Working, EmitterState::Failing(why)) => {
+                tracing::warn!(%emitter, %why, "the emitter fails; the ledger counts what that costs");
+            }
+            (EmitterState::Failing(_), EmitterState::Working) => {
+                tracing::info!(%emitter, "the emitter works again");
+            }
+            _ => {}
+        }
+        *current = state;
     }
 
     fn has_work(&self) -> bool {

@@ -323,7 +323,8 @@ pub enum EventData {
 /// Why something failed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ErrorInfo {
-    /// Stable and machine-readable: an errno's or a signal's name.
+    /// Stable and machine-readable: an errno's or a signal's name, or `EXIT`
+    /// where a process ended by itself with a code other than 0.
     pub code: Cow<'static, str>,
     /// One sentence for people.
     pub message: Cow<'static, str>,
