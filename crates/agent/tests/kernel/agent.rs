@@ -161,12 +161,12 @@ impl Agent {
     /// Waits until it has told as many occurrences of these events.
     #[track_caller]
     pub(crate) fn tells(&self, count: u64, wanted: impl Fn(&Value) -> bool) {
-        let sum = || occurrences(self.printed().events.iter().filter(|e| wanted(e)));
-        if !within(PATIENCE, || sum() >= count) {
-            let printed = self.printed();
-            let found: Vec<&Value> = printed.events.iter().filter(|e| wanted(e)).collect();
-            let shown = &found[..found.len().min(5)];
-            panic!("{} of {count}, such as {shown:#?}\n{}", sum(), printed.log);
+        let told = || occurrences(self.events(&wanted).iter());
+        if !within(PATIENCE, || told() >= count) {
+            let found = self.events(&wanted);
+            let (sum, shown) = (occurrences(&found), &found[..found.len().min(5)]);
+            let log = self.printed().log.clone();
+            panic!("{sum} of {count}, such as {shown:#?}\n{log}{:#}", self.ledger());
         }
     }
 
