@@ -1,6 +1,6 @@
 //! Processes that ended: crashes, containers, and ends that are no failures.
 
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Command, Stdio};
 
 use serde_json::{Value, json};
@@ -110,6 +110,16 @@ fn ends_that_are_no_failures_are_no_events() {
     let Some(agent) = Agent::start() else { return };
     let mut pids = Vec::new();
     let mut run = |command: &mut Command| {
+        // Whoever runs the tests may ignore some of these, and shells keep that.
+        // SAFETY: signal(2) may be called between fork and exec.
+        unsafe {
+            command.pre_exec(|| {
+                for signal in [libc::SIGHUP, libc::SIGINT, libc::SIGQUIT, libc::SIGTERM] {
+                    libc::signal(signal, libc::SIG_DFL);
+                }
+                Ok(())
+            });
+        }
         let mut child = command.stdin(Stdio::null()).spawn().unwrap();
         pids.push(child.id());
         assert!(!child.wait().unwrap().success());
