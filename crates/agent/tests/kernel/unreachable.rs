@@ -25,6 +25,32 @@ impl<'a> Case<'a> {
     }
 }
 
+/// How often a case is made before it counts as not told. Seldom, on a busy
+/// machine, the kernel calls no program at all for what a softirq does, on any
+/// tracepoint, and counts nothing: see the limits in docs/events.md.
+const TRIES: usize = 3;
+
+/// Has a case happen until all of it is told, and returns whose it was.
+fn made_and_told(agent: &Agent, case: &Case<'_>, how: &str, count: u64, arguments: &Value) -> u32 {
+    for _ in 1..TRIES {
+        let pid = made(case, how, count, arguments);
+        if agent.tells_soon(count, of(pid)) {
+            return pid;
+        }
+    }
+    let pid = made(case, how, count, arguments);
+    agent.tells(count, of(pid));
+    pid
+}
+
+fn made(case: &Case<'_>, how: &str, count: u64, arguments: &Value) -> u32 {
+    let client = Role::start_in(case.namespace, "connect", arguments);
+    let pid = client.pid();
+    let wanted = [(case.error.to_owned(), count)].into();
+    assert_eq!(client.outcomes(), wanted, "{how} {:?}", case.peers);
+    pid
+}
+
 /// Has each case happen, blocking and not, and finds exactly that told.
 fn find_told(agent: Agent, cases: Vec<Case<'_>>) {
     let mut expected: BTreeMap<u32, (u64, &Case<'_>)> = BTreeMap::new();
@@ -32,12 +58,7 @@ fn find_told(agent: Agent, cases: Vec<Case<'_>>) {
         for (how, count) in ["poll", "block"].into_iter().zip(case.counts) {
             let arguments = json!({"name": name(b"seeker"), "peers": case.peers, "how": how,
                                    "count": count, "at_once": 10});
-            let client = Role::start_in(case.namespace, "connect", &arguments);
-            let pid = client.pid();
-            let outcomes = client.outcomes();
-            let wanted = [(case.error.to_owned(), count)].into();
-            assert_eq!(outcomes, wanted, "{how} {:?}", case.peers);
-            agent.tells(count, of(pid));
+            let pid = made_and_told(&agent, case, how, count, &arguments);
             expected.insert(pid, (count, case));
         }
     }
