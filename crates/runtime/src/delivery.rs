@@ -5,8 +5,11 @@
 //! and holds up nobody else. What a batch came to is accounted to the lanes
 //! that its events came from.
 
+mod durable;
+mod sender;
 mod worker;
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -16,6 +19,7 @@ use tokio::sync::watch;
 use crate::clock::boot_now_ns;
 use crate::config::BackpressureConfig;
 use crate::doorbell::Doorbell;
+use crate::durable::DurableLog;
 use crate::emitter::EventEmitter;
 use crate::event::Priority;
 use crate::lane::Lane;
@@ -23,6 +27,10 @@ use crate::ledger::LaneLine;
 use crate::panic::{Panicked, contain};
 use crate::pool::EventPool;
 use crate::queue::QueueConfig;
+
+use self::durable::DurableWorker;
+use self::sender::Sender;
+use self::worker::Worker;
 
 /// Makes an emitter: one at the start, a fresh one after a panic.
 pub type EmitterFactory = Box<dyn Fn() -> Box<dyn EventEmitter> + Send>;
@@ -64,7 +72,6 @@ pub enum EmitterState {
 /// A call that takes longer than this is told as a failing emitter.
 const STALLED: Duration = Duration::from_secs(5);
 
-#[derive(Debug)]
 struct Shared {
     name: String,
     lanes: Mutex<Vec<Arc<Lane>>>,
@@ -80,6 +87,8 @@ struct Shared {
     ended: watch::Sender<bool>,
     state: Mutex<EmitterState>,
     panics: AtomicU64,
+    /// Where a durable emitter is served from; it has no lanes then.
+    log: Option<Arc<dyn DurableLog>>,
 }
 
 /// One emitter and its worker, shared by the observers that emit to it.
@@ -91,6 +100,12 @@ pub struct EmitterHandle {
     shared: Arc<Shared>,
     /// Dropped with the last handle; the worker holds `shared` only.
     _last: Arc<EndOnDrop>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Emitter").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -124,7 +139,28 @@ impl EmitterHandle {
         factory: impl Fn() -> Box<dyn EventEmitter> + Send + 'static,
         config: EmitterConfig,
     ) -> Result<Self, EmitterStartError> {
-        let factory: EmitterFactory = Box::new(factory);
+        Self::start_served(Box::new(factory), config, None)
+    }
+
+    /// Makes an emitter that is served from a log instead of lanes: what it
+    /// fails to take is tried again until it is acknowledged, or the log gives
+    /// it up. `max_retries` and `drain_interval` do not apply.
+    ///
+    /// # Errors
+    /// The factory panicked, or the thread could not be started.
+    pub fn start_durable(
+        factory: impl Fn() -> Box<dyn EventEmitter> + Send + 'static,
+        config: EmitterConfig,
+        log: Arc<dyn DurableLog>,
+    ) -> Result<Self, EmitterStartError> {
+        Self::start_served(Box::new(factory), config, Some(log))
+    }
+
+    fn start_served(
+        factory: EmitterFactory,
+        config: EmitterConfig,
+        log: Option<Arc<dyn DurableLog>>,
+    ) -> Result<Self, EmitterStartError> {
         let emitter = contain("emitter factory", &factory)?;
         let name = contain("emitter name", || emitter.name().to_owned())?;
         let shared = Arc::new(Shared {
@@ -138,12 +174,22 @@ impl EmitterHandle {
             ended: watch::Sender::new(false),
             state: Mutex::new(EmitterState::Working),
             panics: AtomicU64::new(0),
+            log,
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let worker = worker::Worker::new(Arc::clone(&shared), factory, emitter, config)?;
-        std::thread::Builder::new()
-            .name(thread_name("emit", &name))
-            .spawn(move || runtime.block_on(worker.run()))?;
+        let (sender, traits) =
+            Sender::new(Arc::clone(&shared), factory, emitter, config.emit_timeout)?;
+        let thread = std::thread::Builder::new().name(thread_name("emit", &name));
+        match shared.log.clone() {
+            Some(log) => {
+                let worker = DurableWorker::new(sender, traits, log);
+                thread.spawn(move || runtime.block_on(worker.run()))?;
+            }
+            None => {
+                let worker = Worker::new(sender, traits, config);
+                thread.spawn(move || runtime.block_on(worker.run()))?;
+            }
+        }
         let last = Arc::new(EndOnDrop { shared: Arc::clone(&shared) });
         Ok(EmitterHandle { shared, _last: last })
     }
@@ -199,9 +245,19 @@ impl EmitterHandle {
         self.shared.panics.load(Ordering::Relaxed)
     }
 
-    /// The lane lines of all observers that emit to it.
+    /// Whether it is served from a log, rather than from lanes.
+    #[must_use]
+    pub fn is_durable(&self) -> bool {
+        self.shared.log.is_some()
+    }
+
+    /// The lane lines of all observers that emit to it; of a durable emitter,
+    /// the account that the log keeps of it.
     #[must_use]
     pub fn lane_lines(&self) -> Vec<LaneLine> {
+        if let Some(log) = &self.shared.log {
+            return vec![log.line(&self.shared.name)];
+        }
         self.shared.lock_lanes().iter().map(|lane| lane.line()).collect()
     }
 

@@ -35,6 +35,12 @@ pub enum EmitOutcome {
         /// Why, for logs.
         reason: String,
     },
+    /// The batch is larger than the other side takes at once; it is tried again
+    /// in halves, at once. A single event that is too large is rejected.
+    TooLarge {
+        /// Why, for logs.
+        reason: String,
+    },
     /// One answer per event, in the batch's order. A list that is too short
     /// leaves the rest retryable; what is too long is ignored.
     Each {

@@ -238,6 +238,7 @@ pub mod causality;
 pub mod clock;
 pub mod config;
 pub mod delivery;
+pub mod durable;
 pub mod ebpf;
 pub mod emitter;
 pub mod event;

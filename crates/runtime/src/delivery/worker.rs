@@ -6,26 +6,19 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{EmitterConfig, EmitterFactory, EmitterState, Shared};
+use super::sender::{Sender, Traits};
+use super::{EmitterConfig, EmitterState, Shared};
 use crate::backoff::{Jitter, emit_delay};
-use crate::clock::boot_now_ns;
-use crate::emitter::{Delivery, EmitOutcome, EventEmitter};
+use crate::emitter::{Delivery, EmitOutcome};
 use crate::event::{Event, Priority};
 use crate::lane::{Lane, Settlement};
 use crate::ledger::{DropReason, Tally};
-use crate::panic::{
-    ContainError, Foreign, Panicked, contain, contain_future, contain_with_timeout,
-};
 
 pub(super) struct Worker {
     shared: Arc<Shared>,
-    factory: EmitterFactory,
-    /// `None` after a panic, until it could be made anew.
-    emitter: Option<Foreign<Box<dyn EventEmitter>>>,
+    sender: Sender,
     config: EmitterConfig,
-    critical: bool,
-    max_batch: usize,
-    min_batch: usize,
+    traits: Traits,
     lanes: Vec<Arc<Lane>>,
     lanes_version: u64,
     /// Which lane is served first next time.
@@ -50,34 +43,22 @@ struct Batch {
 }
 
 impl Worker {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        factory: EmitterFactory,
-        emitter: Box<dyn EventEmitter>,
-        config: EmitterConfig,
-    ) -> Result<Self, Panicked> {
-        let (critical, max_batch, min_batch) = contain("emitter settings", || {
-            (emitter.is_critical(), emitter.max_batch(), emitter.min_batch())
-        })?;
-        let jitter = Jitter::new(&shared.name);
-        let over = shared.over.subscribe();
-        Ok(Worker {
+    pub(super) fn new(sender: Sender, traits: Traits, config: EmitterConfig) -> Self {
+        let shared = Arc::clone(&sender.shared);
+        Worker {
+            jitter: Jitter::new(&shared.name),
+            over: shared.over.subscribe(),
             shared,
-            factory,
-            emitter: Some(Foreign::new(emitter)),
+            sender,
             config,
-            critical,
-            max_batch: max_batch.max(1),
-            min_batch: min_batch.clamp(1, max_batch.max(1)),
+            traits,
             lanes: Vec::new(),
             lanes_version: 0,
             turn: 0,
             batch: Batch::default(),
             spare: Vec::new(),
             given_up_in_row: 0,
-            jitter,
-            over,
-        })
+        }
     }
 
     pub(super) async fn run(mut self) {
@@ -100,7 +81,7 @@ impl Worker {
             };
             self.shared.bell.wait(has_news).await;
         }
-        self.close().await;
+        self.sender.close().await;
     }
 
     fn is_over(&self) -> bool {
@@ -119,12 +100,12 @@ impl Worker {
     /// Takes what is there; an emitter whose requests are dear waits for more,
     /// `drain_interval` at the longest.
     async fn gather_with_patience(&mut self) {
-        let patient = self.min_batch > 1 && !*self.shared.ending.borrow();
+        let patient = self.traits.min_batch > 1 && !*self.shared.ending.borrow();
         let waiting = if patient { self.shared.waiting() } else { 0 };
-        if waiting > 0 && waiting < self.min_batch {
+        if waiting > 0 && waiting < self.traits.min_batch {
             let until = tokio::time::Instant::now() + self.config.drain_interval;
             let shared = Arc::clone(&self.shared);
-            let enough = self.min_batch;
+            let enough = self.traits.min_batch;
             let full = async {
                 while shared.waiting() < enough && !*shared.ending.borrow() {
                     let before = shared.waiting();
@@ -146,7 +127,7 @@ impl Worker {
         epochs.resize(lanes, 0);
         for priority in Priority::ALL {
             for offset in 0..lanes {
-                let room = self.max_batch - events.len();
+                let room = self.traits.max_batch - events.len();
                 if room == 0 {
                     break;
                 }
@@ -171,7 +152,7 @@ impl Worker {
     async fn deliver(&mut self) {
         let mut failures = 0u32;
         loop {
-            let outcome = self.emit().await;
+            let (outcome, _) = self.sender.emit(&self.batch.events).await;
             let (hint, reason) = self.account(outcome);
             if self.batch.events.is_empty() {
                 self.given_up_in_row = 0;
@@ -180,9 +161,9 @@ impl Worker {
             }
             let reason = reason.unwrap_or_else(|| "no reason given".to_owned());
             self.shared.set_state(EmitterState::Failing(reason));
-            let retries = if self.critical { self.config.max_retries } else { 0 };
+            let retries = if self.traits.critical { self.config.max_retries } else { 0 };
             if failures >= retries {
-                let why = if self.critical {
+                let why = if self.traits.critical {
                     DropReason::RetriesExhausted
                 } else {
                     DropReason::TriedOnce
@@ -226,48 +207,6 @@ impl Worker {
         tokio::time::timeout(delay, over).await.is_ok()
     }
 
-    async fn emit(&mut self) -> EmitOutcome {
-        let Some(mut emitter) = self.emitter.take().or_else(|| self.make_anew()) else {
-            let reason = "it panicked and could not be made anew".to_owned();
-            return EmitOutcome::Retryable { reason, retry_after: None };
-        };
-        let limit = self.config.emit_timeout;
-        let batch = &self.batch.events;
-        self.shared.emitting_since_ns.store(boot_now_ns(), Ordering::Relaxed);
-        let result = contain_with_timeout(&self.shared.name, limit, |_| emitter.emit(batch)).await;
-        self.shared.emitting_since_ns.store(0, Ordering::Relaxed);
-        match result {
-            Ok(outcome) => {
-                self.emitter = Some(emitter);
-                outcome
-            }
-            Err(error) => {
-                let reason = error.to_string();
-                match error {
-                    // State is never used again after a panic.
-                    ContainError::Panicked(panicked) => {
-                        self.shared.panics.fetch_add(1, Ordering::Relaxed);
-                        tracing::error!(emitter = %self.shared.name, error = %panicked, "made anew");
-                        drop(emitter);
-                        self.emitter = self.make_anew();
-                    }
-                    ContainError::TimedOut { .. } => self.emitter = Some(emitter),
-                }
-                EmitOutcome::Retryable { reason, retry_after: None }
-            }
-        }
-    }
-
-    fn make_anew(&self) -> Option<Foreign<Box<dyn EventEmitter>>> {
-        match contain("emitter factory", &self.factory) {
-            Ok(fresh) => Some(Foreign::new(fresh)),
-            Err(again) => {
-                tracing::error!(emitter = %self.shared.name, error = %again, "can't be made anew");
-                None
-            }
-        }
-    }
-
     /// Accounts for what the emitter answered; what may be tried again stays
     /// in the batch. Returns the hint, and why something did not arrive.
     fn account(&mut self, outcome: EmitOutcome) -> (Option<Duration>, Option<String>) {
@@ -280,7 +219,7 @@ impl Worker {
             EmitOutcome::Retryable { reason, retry_after } => {
                 return (retry_after, Some(reason));
             }
-            EmitOutcome::Rejected { reason } => {
+            EmitOutcome::Rejected { reason } | EmitOutcome::TooLarge { reason } => {
                 self.settle_all(|settlement| &mut settlement.rejected, DropReason::Closed);
                 return (None, Some(reason));
             }
@@ -363,26 +302,5 @@ impl Worker {
                 lane.settle(*epoch, settlement, reason);
             }
         }
-    }
-
-    async fn close(mut self) {
-        let result = match &mut self.emitter {
-            Some(emitter) => match contain("emitter close", || emitter.close()) {
-                Ok(future) => contain_future("emitter close", future).await,
-                Err(panicked) => Err(panicked),
-            },
-            None => Ok(Ok(())),
-        };
-        match result {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(emitter = %self.shared.name, %error, "could not be closed");
-            }
-            Err(panicked) => {
-                tracing::error!(emitter = %self.shared.name, error = %panicked, "panicked");
-            }
-        }
-        self.shared.set_state(EmitterState::Ended);
-        self.shared.ended.send_replace(true);
     }
 }
