@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`StdoutEmitter`] | a readable line an event on a terminal, JSON lines elsewhere |
 //! | [`FileEmitter`] | JSON lines, rotated by size and age |
+//! | [`store`] | an SQLite file: history, and the log that durable exporters are served from |
 //! | [`NoneEmitter`] | nothing: everything counts as delivered |
 //!
 //! Each runs on a thread of its own and may block there. An emitter says of
@@ -17,6 +18,7 @@ pub mod file;
 mod lines;
 mod none;
 mod stdout;
+pub mod store;
 #[cfg(test)]
 mod testing;
 mod text;

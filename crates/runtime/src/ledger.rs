@@ -82,11 +82,18 @@ pub enum DropReason {
     Unacknowledged,
     /// It came after the emitter had ended.
     Closed,
+    /// The store needed its room, before every durable emitter had it.
+    StoreFull,
+    /// It was as old as the store keeps events, before every durable emitter
+    /// had it.
+    StoreAge,
+    /// The store's file could not be read any more and was set aside.
+    StoreLost,
 }
 
 impl DropReason {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [DropReason; 8] = [
+    pub const ALL: [DropReason; 11] = [
         DropReason::QueueItems,
         DropReason::QueueBytes,
         DropReason::TooLarge,
@@ -95,15 +102,19 @@ impl DropReason {
         DropReason::Deadline,
         DropReason::Unacknowledged,
         DropReason::Closed,
+        DropReason::StoreFull,
+        DropReason::StoreAge,
+        DropReason::StoreLost,
     ];
 
-    /// Where it was given up: `queue`, `emit` or `shutdown`.
+    /// Where it was given up: `queue`, `emit`, `shutdown` or `store`.
     #[must_use]
     pub const fn stage(self) -> &'static str {
         match self {
             DropReason::QueueItems | DropReason::QueueBytes | DropReason::TooLarge => "queue",
             DropReason::TriedOnce | DropReason::RetriesExhausted => "emit",
             DropReason::Deadline | DropReason::Unacknowledged | DropReason::Closed => "shutdown",
+            DropReason::StoreFull | DropReason::StoreAge | DropReason::StoreLost => "store",
         }
     }
 
@@ -119,6 +130,9 @@ impl DropReason {
             DropReason::Deadline => "deadline",
             DropReason::Unacknowledged => "unacknowledged",
             DropReason::Closed => "closed",
+            DropReason::StoreFull => "store_full",
+            DropReason::StoreAge => "store_age",
+            DropReason::StoreLost => "store_lost",
         }
     }
 }
@@ -191,10 +205,33 @@ impl LaneCounts {
     }
 }
 
+/// What a log keeps account of for one durable emitter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DurableCounts {
+    /// Committed since the emitter was first served.
+    pub routed: Tally,
+    /// Acknowledged.
+    pub delivered: Tally,
+    /// Set aside: never to be taken.
+    pub rejected: Tally,
+    /// Given up by the log, for the reasons in [`DurableCounts::REASONS`].
+    pub dropped: [Tally; 3],
+    /// Committed and owed; not what is in flight.
+    pub stored: Tally,
+    /// Being sent.
+    pub in_flight: Tally,
+}
+
+impl DurableCounts {
+    /// Why a log gives something up.
+    pub const REASONS: [DropReason; 3] =
+        [DropReason::StoreFull, DropReason::StoreAge, DropReason::StoreLost];
+}
+
 /// What was given up, by stage, reason and priority.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Dropped {
-    /// `queue`, `emit` or `shutdown`.
+    /// `queue`, `emit`, `shutdown` or `store`.
     pub stage: &'static str,
     /// The reason's word.
     pub reason: &'static str,
@@ -231,6 +268,27 @@ pub struct LaneLine {
 }
 
 impl LaneLine {
+    /// The line of a durable emitter, which is owed what the log `observer`
+    /// committed; its counts by priority.
+    #[must_use]
+    pub fn durable(observer: &str, emitter: &str, counts: &[DurableCounts; 2]) -> Self {
+        let sum = |part: fn(&DurableCounts) -> Tally| counts.iter().map(part).sum();
+        let mut lane = LaneCounts {
+            routed: sum(|c| c.routed),
+            delivered: sum(|c| c.delivered),
+            rejected: sum(|c| c.rejected),
+            ..LaneCounts::default()
+        };
+        for (i, reason) in DurableCounts::REASONS.into_iter().enumerate() {
+            lane.dropped[reason as usize] = [counts[0].dropped[i], counts[1].dropped[i]];
+        }
+        let mut line = LaneLine::new(observer, emitter, &lane);
+        line.stored = sum(|c| c.stored);
+        line.in_flight = sum(|c| c.in_flight);
+        line.balance();
+        line
+    }
+
     pub(crate) fn new(observer: &str, emitter: &str, counts: &LaneCounts) -> Self {
         let dropped = DropReason::ALL
             .iter()
@@ -254,18 +312,22 @@ impl LaneLine {
             in_flight: counts.in_flight.into_iter().sum(),
             difference: 0,
         };
-        line.difference = difference(
-            line.routed.occurrences,
+        line.balance();
+        line
+    }
+
+    fn balance(&mut self) {
+        self.difference = difference(
+            self.routed.occurrences,
             &[
-                line.delivered.occurrences,
-                line.rejected.occurrences,
-                line.dropped_total().occurrences,
-                line.stored.occurrences,
-                line.queued.occurrences,
-                line.in_flight.occurrences,
+                self.delivered.occurrences,
+                self.rejected.occurrences,
+                self.dropped_total().occurrences,
+                self.stored.occurrences,
+                self.queued.occurrences,
+                self.in_flight.occurrences,
             ],
         );
-        line
     }
 
     /// All that was given up.

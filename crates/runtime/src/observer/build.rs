@@ -127,7 +127,7 @@ impl ObserverRuntimeBuilder {
     }
 
     /// Adds an emitter that other observers emit to as well; whoever started
-    /// it ends it.
+    /// it ends it. A durable one is served from its log and gets no lane.
     #[must_use]
     pub fn shared_emitter(mut self, emitter: &EmitterHandle) -> Self {
         self.shared.push(emitter.clone());
@@ -195,7 +195,12 @@ impl ObserverRuntimeBuilder {
             .validate()
             .map_err(|invalid| BuildError::Config { observer: name.clone(), invalid })?;
         let owned = start_all(self.own, &config)?;
-        let emitters: Vec<EmitterHandle> = owned.iter().cloned().chain(self.shared).collect();
+        let emitters: Vec<EmitterHandle> = owned
+            .iter()
+            .cloned()
+            .chain(self.shared)
+            .filter(|emitter| !emitter.is_durable())
+            .collect();
         let pool = Arc::new(EventPool::default());
         let lanes = emitters
             .iter()

@@ -1,0 +1,195 @@
+//! The store's folder: who may enter, who writes, and what was set aside.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Seek, Write};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use vahti_runtime::clock::rfc3339;
+
+use super::{StoreError, schema, shown};
+
+/// How many files that could not be read are kept.
+const KEPT_ASIDE: usize = 3;
+
+/// The file of a folder, in the schema of this version. One that a newer
+/// version left is its own.
+pub(super) fn file(folder: &Path, newer_stands_there: bool) -> PathBuf {
+    if newer_stands_there {
+        folder.join(format!("events-v{}.db", schema::VERSION))
+    } else {
+        folder.join("events.db")
+    }
+}
+
+/// Makes the folder, for its owner alone.
+pub(super) fn make(folder: &Path) -> Result<(), StoreError> {
+    let failed = |error: io::Error| StoreError::Io {
+        operation: "create the folder",
+        path: folder.to_owned(),
+        error,
+    };
+    match DirBuilder::new().mode(0o700).recursive(true).create(folder) {
+        Ok(()) => {}
+        Err(error) if folder.exists() => return Err(failed(error)),
+        Err(error) => return Err(failed(error)),
+    }
+    let there = fs::metadata(folder).map_err(failed)?;
+    if there.permissions().mode() & 0o077 != 0 {
+        let folder = shown(folder);
+        tracing::warn!(%folder, "others may enter the store's folder; `chmod 0700` it");
+    }
+    Ok(())
+}
+
+/// Makes the file, for its owner alone; SQLite's other files take after it.
+pub(super) fn make_file(path: &Path) -> Result<(), StoreError> {
+    OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+        .open(path)
+        .map(drop)
+        .map_err(|error| StoreError::Io { operation: "open", path: path.to_owned(), error })
+}
+
+/// Held by the agent that writes. Its time of change says when that agent was
+/// last alive.
+#[derive(Debug)]
+pub(super) struct Lock {
+    file: File,
+    path: PathBuf,
+}
+
+impl Lock {
+    /// Takes the lock; one that another agent holds may become free until the
+    /// patience ends, as when a service is restarted.
+    pub(super) fn take(folder: &Path, patience: Duration) -> Result<Self, StoreError> {
+        let path = folder.join("lock");
+        let failed = |operation: &'static str| {
+            let path = path.clone();
+            move |error: io::Error| StoreError::Io { operation, path, error }
+        };
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(&path)
+            .map_err(failed("open"))?;
+        let until = Instant::now() + patience;
+        let mut told = false;
+        loop {
+            match file.try_lock() {
+                Ok(()) => break,
+                Err(TryLockError::Error(error)) => return Err(failed("lock")(error)),
+                Err(TryLockError::WouldBlock) => {}
+            }
+            let pid = read_id(&mut file);
+            if Instant::now() >= until {
+                return Err(StoreError::InUse { folder: folder.to_owned(), pid });
+            }
+            if !told {
+                told = true;
+                tracing::info!(pid, "another vahti has the store; waits for it to end");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(Lock { file, path })
+    }
+
+    /// When whoever had it was last seen alive, nanoseconds since 1970.
+    pub(super) fn last_alive_ns(&self) -> u64 {
+        let Ok(meta) = self.file.metadata() else { return 0 };
+        let (secs, nanos) = (meta.mtime(), meta.mtime_nsec());
+        u64::try_from(secs).unwrap_or(0).saturating_mul(1_000_000_000)
+            + u64::try_from(nanos).unwrap_or(0)
+    }
+
+    /// Writes down who has it.
+    pub(super) fn sign(&mut self) -> Result<(), StoreError> {
+        let path = &self.path;
+        self.file
+            .rewind()
+            .and_then(|()| self.file.set_len(0))
+            .and_then(|()| writeln!(self.file, "{}", std::process::id()))
+            .map_err(|error| StoreError::Io { operation: "write", path: path.clone(), error })
+    }
+
+    /// Says that the agent is alive. What it costs is one change of an inode.
+    pub(super) fn touch(&self) -> io::Result<()> {
+        self.file.set_modified(SystemTime::now())
+    }
+}
+
+fn read_id(file: &mut File) -> Option<u32> {
+    let mut text = String::new();
+    file.rewind().ok()?;
+    file.take(32).read_to_string(&mut text).ok()?;
+    text.trim().parse().ok()
+}
+
+/// Renames a file that can't be read, with what SQLite keeps beside it, and
+/// returns its new name. The oldest of those go.
+pub(super) fn set_aside(path: &Path, wall_ns: u64) -> Result<PathBuf, StoreError> {
+    let date = rfc3339(wall_ns).replace([':', '-'], "");
+    let date = date.split('.').next().unwrap_or_default();
+    let mut aside = with_suffix(path, &format!(".corrupt-{date}Z"));
+    let mut n = 1;
+    while aside.exists() {
+        n += 1;
+        aside = with_suffix(path, &format!(".corrupt-{date}Z-{n}"));
+    }
+    for suffix in ["", "-wal", "-shm"] {
+        let from = with_suffix(path, suffix);
+        match fs::rename(&from, with_suffix(&aside, suffix)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(StoreError::Io { operation: "set aside", path: from, error });
+            }
+            _ => {}
+        }
+    }
+    remove_old(path);
+    Ok(aside)
+}
+
+fn remove_old(path: &Path) {
+    let Some((folder, name)) = path.parent().zip(path.file_name().and_then(|n| n.to_str())) else {
+        return;
+    };
+    let prefix = format!("{name}.corrupt-");
+    let Ok(entries) = fs::read_dir(folder) else { return };
+    let mut aside: Vec<(SystemTime, PathBuf)> = entries
+        .flatten()
+        .filter(|e| {
+            let name = e.file_name();
+            let name = name.to_string_lossy();
+            name.starts_with(&prefix) && !name.ends_with("-wal") && !name.ends_with("-shm")
+        })
+        .filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path())))
+        .collect();
+    aside.sort();
+    let excess = aside.len().saturating_sub(KEPT_ASIDE);
+    for (_, old) in aside.into_iter().take(excess) {
+        for suffix in ["", "-wal", "-shm"] {
+            let file = with_suffix(&old, suffix);
+            if let Err(error) = fs::remove_file(&file)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                tracing::warn!(file = %shown(&file), %error, "can't be removed");
+            }
+        }
+        tracing::warn!(file = %shown(&old), "removed: three newer ones are set aside already");
+    }
+}
+
+pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}

@@ -1,0 +1,243 @@
+//! What durable exporters read: each from a connection of its own, so that no
+//! reader holds up the writer.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rusqlite::{Connection, OpenFlags, params};
+use tokio::sync::watch;
+use vahti_runtime::durable::{DurableCursor, DurableLog, LogError, Owed, Settled};
+use vahti_runtime::event::{Event, Priority, from_json_line};
+use vahti_runtime::ledger::{LaneLine, Tally};
+
+use super::books::{Passed, signed, unsigned};
+use super::{Shared, Store};
+
+impl DurableLog for Store {
+    fn cursor(&self, emitter: &str) -> Result<Box<dyn DurableCursor>, LogError> {
+        Cursor::open(Arc::clone(&self.shared), emitter)
+            .map(|cursor| Box::new(cursor) as Box<dyn DurableCursor>)
+            .map_err(LogError)
+    }
+
+    fn line(&self, emitter: &str) -> LaneLine {
+        let view = self.shared.view();
+        let mut counts =
+            view.books.exporter(emitter).map(|account| account.counts).unwrap_or_default();
+        for (counts, in_flight) in
+            counts.iter_mut().zip(view.in_flight.get(emitter).copied().unwrap_or_default())
+        {
+            counts.stored = less(counts.stored, in_flight);
+            counts.in_flight = in_flight;
+        }
+        LaneLine::durable("store", emitter, &counts)
+    }
+
+    fn committed(&self) -> watch::Receiver<u64> {
+        self.shared.committed.subscribe()
+    }
+}
+
+/// What left the file while it was in flight is in flight no more than once.
+fn less(stored: Tally, in_flight: Tally) -> Tally {
+    Tally {
+        occurrences: stored.occurrences.saturating_sub(in_flight.occurrences),
+        envelopes: stored.envelopes.saturating_sub(in_flight.envelopes),
+    }
+}
+
+/// One that was read and is not yet behind the cursor.
+struct Read {
+    seq: u64,
+    id: String,
+    count: u64,
+    /// `None` once it is settled.
+    event: Option<Arc<Event>>,
+    rejected: bool,
+}
+
+struct Cursor {
+    shared: Arc<Shared>,
+    exporter: String,
+    connection: Connection,
+    /// Goes up with every file.
+    generation: u64,
+    /// By priority: what was read and not passed yet, in order.
+    windows: [VecDeque<Read>; 2],
+    /// By priority: up to where was looked.
+    looked_to: [u64; 2],
+}
+
+impl Cursor {
+    fn open(shared: Arc<Shared>, exporter: &str) -> Result<Self, String> {
+        let (file, generation): (PathBuf, u64) = shared.file().ok_or_else(|| {
+            "the store is not open; see its own state for why".to_owned()
+        })?;
+        let cursor = shared
+            .view()
+            .books
+            .exporter(exporter)
+            .map(|account| account.cursor)
+            .ok_or_else(|| format!("{exporter} has no account with the store"))?;
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(&file, flags).map_err(|e| e.to_string())?;
+        connection
+            .busy_timeout(std::time::Duration::from_secs(2))
+            .and_then(|()| connection.execute_batch("PRAGMA cache_size = -512"))
+            .map_err(|e| e.to_string())?;
+        Ok(Cursor {
+            shared,
+            exporter: exporter.to_owned(),
+            connection,
+            generation,
+            windows: Default::default(),
+            looked_to: cursor,
+        })
+    }
+
+    /// Reads on where it looked last, at most `limit`.
+    fn look(&mut self, priority: Priority, limit: usize) -> Result<(), LogError> {
+        let p = priority as usize;
+        let (end, gone_to) = {
+            let view = self.shared.view();
+            (view.books.last_seq(), view.books.gone_to[p])
+        };
+        self.windows[p].retain(|read| read.seq > gone_to);
+        let from = self.looked_to[p].max(gone_to);
+        if from >= end || limit == 0 {
+            return Ok(());
+        }
+        let rows = self.rows(priority, from, end, limit).map_err(|e| LogError(e.to_string()))?;
+        // Where fewer came than were asked for, there are no more up to the end.
+        self.looked_to[p] = match rows.last() {
+            Some(last) if rows.len() >= limit => last.seq,
+            _ => end,
+        };
+        self.windows[p].extend(rows);
+        Ok(())
+    }
+
+    fn rows(
+        &self,
+        priority: Priority,
+        from: u64,
+        end: u64,
+        limit: usize,
+    ) -> rusqlite::Result<Vec<Read>> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT seq, id, count, event FROM events
+             WHERE priority = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4",
+        )?;
+        let limit = signed(limit as u64);
+        let mut rows =
+            statement.query(params![priority.as_str(), signed(from), signed(end), limit])?;
+        let mut read = Vec::new();
+        while let Some(row) = rows.next()? {
+            let line = row.get_ref(3)?.as_bytes_or_null()?.unwrap_or_default();
+            let event = from_json_line(line);
+            if let Err(error) = &event {
+                let (exporter, seq) = (&self.exporter, unsigned(row, 0)?);
+                tracing::warn!(%exporter, seq, %error, "an event can't be read back; set aside");
+            }
+            read.push(Read {
+                seq: unsigned(row, 0)?,
+                id: row.get(1)?,
+                count: unsigned(row, 2)?,
+                rejected: event.is_err(),
+                event: event.ok().map(Arc::new),
+            });
+        }
+        Ok(read)
+    }
+
+    /// Moves the cursor past what is settled at the windows' beginnings.
+    fn pass(&mut self, reasons: &[(u64, String, String)]) -> Result<(), LogError> {
+        let mut passed = Vec::new();
+        for priority in Priority::ALL {
+            let window = &self.windows[priority as usize];
+            let settled = window.iter().take_while(|read| read.event.is_none());
+            let settled: Vec<Passed> = settled
+                .map(|r| Passed { seq: r.seq, count: r.count, rejected: r.rejected })
+                .collect();
+            if !settled.is_empty() {
+                passed.push((priority, settled));
+            }
+        }
+        if passed.is_empty() && reasons.is_empty() {
+            return Ok(());
+        }
+        self.shared.settle(&self.exporter, self.generation, &passed, reasons).map_err(LogError)?;
+        for (priority, settled) in &passed {
+            self.windows[*priority as usize].drain(..settled.len());
+        }
+        Ok(())
+    }
+
+    fn note_in_flight(&self, owed: &[Owed]) {
+        let mut in_flight = [Tally::default(); 2];
+        for owed in owed {
+            in_flight[owed.event.kind.priority() as usize] += Tally::one(owed.event.count);
+        }
+        self.shared.view().in_flight.insert(self.exporter.clone(), in_flight);
+    }
+}
+
+/// How many times its batch a cursor reads ahead of one that can't be sent now.
+const AHEAD: usize = 4;
+
+impl DurableCursor for Cursor {
+    fn read(&mut self, limit: usize) -> Result<Vec<Owed>, LogError> {
+        if self.shared.file().map(|(_, generation)| generation) != Some(self.generation) {
+            return Err(LogError("the store has a new file".to_owned()));
+        }
+        // What can't be read back is settled by that.
+        let mut owed = Vec::new();
+        for priority in Priority::ALL {
+            let p = priority as usize;
+            let open = |windows: &[VecDeque<Read>; 2]| {
+                windows[p].iter().filter(|read| read.event.is_some()).count()
+            };
+            let missing = limit.saturating_sub(owed.len() + open(&self.windows));
+            let room = (AHEAD * limit).saturating_sub(self.windows[p].len());
+            self.look(priority, missing.min(room))?;
+            let room = limit - owed.len();
+            let waiting = self.windows[p].iter().filter_map(|read| {
+                Some(Owed { seq: read.seq, event: Arc::clone(read.event.as_ref()?) })
+            });
+            owed.extend(waiting.take(room));
+        }
+        if owed.is_empty() {
+            self.pass(&[])?;
+        }
+        self.note_in_flight(&owed);
+        Ok(owed)
+    }
+
+    fn settle(&mut self, settled: Vec<Settled>) -> Result<(), LogError> {
+        let mut reasons = Vec::new();
+        for settled in settled {
+            let find = |window: &VecDeque<Read>| {
+                window.binary_search_by_key(&settled.seq, |read| read.seq).ok()
+            };
+            for window in &mut self.windows {
+                let Some(read) = find(window).and_then(|index| window.get_mut(index)) else {
+                    continue;
+                };
+                read.event = None;
+                if let Some(reason) = &settled.rejected {
+                    read.rejected = true;
+                    reasons.push((read.seq, read.id.clone(), reason.clone()));
+                }
+            }
+        }
+        self.note_in_flight(&[]);
+        self.pass(&reasons)
+    }
+}
+
+impl Drop for Cursor {
+    fn drop(&mut self) {
+        self.note_in_flight(&[]);
+    }
+}
