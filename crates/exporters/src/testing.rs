@@ -27,7 +27,9 @@ pub(crate) fn emit(emitter: &mut impl EventEmitter, batch: &[Arc<Event>]) -> Emi
 pub(crate) fn delivered(outcome: &EmitOutcome, batch: usize) -> usize {
     match outcome {
         EmitOutcome::Delivered => batch,
-        EmitOutcome::Retryable { .. } | EmitOutcome::Rejected { .. } => 0,
+        EmitOutcome::Retryable { .. }
+        | EmitOutcome::Rejected { .. }
+        | EmitOutcome::TooLarge { .. } => 0,
         EmitOutcome::Each { deliveries, .. } => {
             assert_eq!(deliveries.len(), batch);
             let n = deliveries.partition_point(|d| *d == Delivery::Delivered);

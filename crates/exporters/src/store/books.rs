@@ -169,8 +169,12 @@ impl Books {
         for forgotten in found {
             let owed: Tally = forgotten.counts.iter().map(|c| c.stored).sum();
             let (exporter, occurrences) = (forgotten.name, owed.occurrences);
-            tracing::warn!(exporter, occurrences, "not configured any more: what it was owed is \
-                           not kept for it");
+            tracing::warn!(
+                exporter,
+                occurrences,
+                "not configured any more: what it was owed is \
+                           not kept for it"
+            );
         }
         Ok(Books { own, exporters, gone_to: [0; 2], gap_from_ns: None })
     }

@@ -71,9 +71,9 @@ struct Cursor {
 
 impl Cursor {
     fn open(shared: Arc<Shared>, exporter: &str) -> Result<Self, String> {
-        let (file, generation): (PathBuf, u64) = shared.file().ok_or_else(|| {
-            "the store is not open; see its own state for why".to_owned()
-        })?;
+        let (file, generation): (PathBuf, u64) = shared
+            .file()
+            .ok_or_else(|| "the store is not open; see its own state for why".to_owned())?;
         let cursor = shared
             .view()
             .books

@@ -74,7 +74,10 @@ pub enum ReadError {
     #[error("there is no store in {}: is it the folder of a vahti that ran here?", shown(.0))]
     Missing(PathBuf),
     /// A newer version writes it.
-    #[error("a newer version of vahti writes {} (schema {version}): read it with that one", shown(path))]
+    #[error(
+        "a newer version of vahti writes {} (schema {version}): read it with that one",
+        shown(path)
+    )]
     Newer {
         /// The file.
         path: PathBuf,

@@ -89,8 +89,8 @@ impl Writer {
             "PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF; PRAGMA temp_store = MEMORY;
              PRAGMA cache_size = -4096; PRAGMA auto_vacuum = INCREMENTAL;",
         )?;
-        let mode: String = connection
-            .pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
+        let mode: String =
+            connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
         if mode != "wal" {
             let why = format!("the file system has no shared memory (journal mode {mode})");
             return Err(Trouble::Later(why));
@@ -102,7 +102,11 @@ impl Writer {
         }
         let wal_pages = wal_bytes(config.max_bytes.0) / 2 / PAGE_BYTES;
         connection.pragma_update(None, "wal_autocheckpoint", signed(wal_pages))?;
-        connection.pragma_update(None, "journal_size_limit", signed(wal_bytes(config.max_bytes.0)))?;
+        connection.pragma_update(
+            None,
+            "journal_size_limit",
+            signed(wal_bytes(config.max_bytes.0)),
+        )?;
         connection.pragma_update(None, "synchronous", "FULL")?;
         connection.set_prepared_statement_cache_capacity(32);
         let books = Books::load(&connection, exporters)?;
@@ -123,11 +127,10 @@ impl Writer {
     /// end as it should.
     pub(super) fn begin(&mut self, last_alive_ns: Option<u64>) -> Result<Option<u64>, Trouble> {
         let now = ClockPair::now().wall_ns;
-        let (running, alive, gap) = self.connection.query_row(
-            "SELECT running, alive, gap_from FROM agent",
-            [],
-            |row| Ok((row.get::<_, bool>(0)?, unsigned(row, 1)?, row.get::<_, Option<i64>>(2)?)),
-        )?;
+        let (running, alive, gap) =
+            self.connection.query_row("SELECT running, alive, gap_from FROM agent", [], |row| {
+                Ok((row.get::<_, bool>(0)?, unsigned(row, 1)?, row.get::<_, Option<i64>>(2)?))
+            })?;
         // One that was never told goes on.
         let untold = gap.and_then(|gap| u64::try_from(gap).ok());
         let unclean = last_alive_ns.filter(|_| running);
@@ -299,11 +302,7 @@ fn peer_text(peer: &Endpoint) -> Option<String> {
 
 /// Makes room below the cap: what every exporter has first, then what is still
 /// owed; normal events before critical ones, older before newer.
-fn evict(
-    transaction: &Transaction<'_>,
-    books: &mut Books,
-    max_bytes: u64,
-) -> rusqlite::Result<()> {
+fn evict(transaction: &Transaction<'_>, books: &mut Books, max_bytes: u64) -> rusqlite::Result<()> {
     let limit = max_bytes.saturating_sub(wal_bytes(max_bytes));
     let mut used = used_bytes(transaction)?;
     if used <= limit {
@@ -356,8 +355,7 @@ fn delete(
          RETURNING seq, count, priority",
     )?;
     let from = signed(books.gone_to[priority as usize]);
-    let mut rows =
-        statement.query(params![priority.as_str(), from, signed(to), signed(limit)])?;
+    let mut rows = statement.query(params![priority.as_str(), from, signed(to), signed(limit)])?;
     let mut deleted = 0;
     while let Some(row) = rows.next()? {
         let priority = priority_of(row.get_ref(2)?.as_str().unwrap_or_default());
@@ -407,11 +405,7 @@ fn evict_old(
     Ok(())
 }
 
-fn write_ledger(
-    transaction: &Transaction<'_>,
-    now: u64,
-    ledger: &Ledger,
-) -> rusqlite::Result<()> {
+fn write_ledger(transaction: &Transaction<'_>, now: u64, ledger: &Ledger) -> rusqlite::Result<()> {
     let json = String::from_utf8(ledger()).unwrap_or_default();
     transaction
         .prepare_cached("INSERT OR REPLACE INTO ledger VALUES (1, ?1, ?2)")?
@@ -433,7 +427,9 @@ fn write_rejected(
             .execute(params![exporter, signed(*seq), id, now, reason])?;
     }
     transaction
-        .prepare_cached("DELETE FROM rejected WHERE number <= (SELECT max(number) FROM rejected) - ?1")?
+        .prepare_cached(
+            "DELETE FROM rejected WHERE number <= (SELECT max(number) FROM rejected) - ?1",
+        )?
         .execute([KEPT_REJECTED])?;
     Ok(())
 }

@@ -170,13 +170,12 @@ impl DurableWorker {
             }
             EmitOutcome::Each { mut deliveries, reason, retry_after } => {
                 deliveries.resize(seqs.len(), Delivery::Retryable);
-                let known = seqs.iter().zip(&deliveries).filter_map(|(seq, delivery)| {
-                    match delivery {
+                let known =
+                    seqs.iter().zip(&deliveries).filter_map(|(seq, delivery)| match delivery {
                         Delivery::Delivered => Some(settled(seq, None)),
                         Delivery::Rejected => Some(settled(seq, Some(reason.clone()))),
                         Delivery::Retryable => None,
-                    }
-                });
+                    });
                 let known: Vec<Settled> = known.collect();
                 let rest = (known.len() < seqs.len())
                     .then_some(Tried::Later { hint: retry_after, reason });

@@ -1,0 +1,58 @@
+//! A moment as people give it: so long ago, or by the calendar.
+
+use std::str::FromStr;
+use std::time::Duration;
+
+use vahti_runtime::clock::parse_rfc3339;
+use vahti_runtime::units::HumanDuration;
+
+/// A moment in the past.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Moment {
+    /// So long ago.
+    Ago(Duration),
+    /// Nanoseconds since 1970.
+    At(u64),
+}
+
+impl Moment {
+    /// The moment, seen from `now_ns`; both in nanoseconds since 1970.
+    pub(crate) fn before(self, now_ns: u64) -> u64 {
+        match self {
+            Moment::Ago(ago) => {
+                now_ns.saturating_sub(u64::try_from(ago.as_nanos()).unwrap_or(u64::MAX))
+            }
+            Moment::At(ns) => ns,
+        }
+    }
+}
+
+impl FromStr for Moment {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(HumanDuration(ago)) = text.parse() {
+            return Ok(Moment::Ago(ago));
+        }
+        parse_rfc3339(text).map(Moment::At).ok_or_else(|| {
+            "must be how long ago, such as 5m, or a moment, such as 2026-11-22T14:00:00Z".to_owned()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_moment_is_so_long_ago_or_by_the_calendar() {
+        let now = 1_000_000_000_000;
+        let at = |text: &str| text.parse().map(|moment: Moment| moment.before(now));
+        assert_eq!(at("5m"), Ok(700_000_000_000));
+        assert_eq!(at("1000d"), Ok(0));
+        assert_eq!(at("1970-01-01T00:00:01.5Z"), Ok(1_500_000_000));
+        for wrong in ["", "5", "yesterday", "1970-13-01T00:00:00Z", "-5m"] {
+            assert!(at(wrong).is_err(), "{wrong}");
+        }
+    }
+}
