@@ -240,6 +240,7 @@ pub mod config;
 pub mod delivery;
 pub mod ebpf;
 pub mod emitter;
+pub mod error;
 pub mod event;
 pub mod health;
 pub mod ids;
