@@ -1,11 +1,11 @@
 //! Events in a file: JSON lines, rotated by size and age.
 //!
 //! The file is written by one process at a time (it is locked) and holds whole
-//! lines: what a full disk cut off is cut back, what a crash tore is closed
-//! with a newline before the next line. It is rotated by renaming: `path`
-//! becomes `path.1`, `path.1` becomes `path.2`, up to `keep` of them, so that
-//! readers that follow it by name or by inode both go on. A file that somebody
-//! moved away or deleted is created anew.
+//! lines: what a full disk cut off is cut back, what a crash or another writer
+//! tore is closed with a newline before the next line. It is rotated by
+//! renaming: `path` becomes `path.1`, `path.1` becomes `path.2`, up to `keep` of
+//! them, so that readers that follow it by name or by inode both go on. A file
+//! that somebody moved away or deleted is created anew.
 
 mod rotation;
 
@@ -277,12 +277,17 @@ impl Current {
         })
     }
 
-    /// Whether the path still leads to this file; takes its length anew, since
-    /// others may have truncated it.
+    /// Whether the path still leads to this file; looks at its end anew where
+    /// others changed it: they may have truncated it, or, with no regard to the
+    /// lock, have left half a line.
     fn is_still_at(&mut self, path: &Path) -> bool {
         match path.symlink_metadata() {
             Ok(meta) if (meta.dev(), meta.ino()) == self.identity => {
-                self.len = meta.len();
+                if meta.len() != self.len {
+                    self.len = meta.len();
+                    // What can't be read is closed: an empty line harms nobody.
+                    self.torn = ends_torn(&self.file, self.len).unwrap_or(true);
+                }
                 true
             }
             _ => false,
