@@ -241,6 +241,7 @@ pub mod delivery;
 pub mod durable;
 pub mod ebpf;
 pub mod emitter;
+pub mod error;
 pub mod event;
 pub mod health;
 pub mod ids;
