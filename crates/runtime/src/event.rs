@@ -6,13 +6,13 @@ mod kind;
 mod signal;
 
 pub use data::{
-    Cgroup, Comm, Container, Custom, Endpoint, ErrorInfo, EventData, Exit, ExitClass, Link,
+    Cgroup, Comm, Container, Custom, Endpoint, ErrorInfo, EventData, Exit, ExitClass, Gap, Link,
     LinkKind, Network, NetworkType, OomKill, OomScope, Process, ProcessRef, Signal, Transport,
     Unresolved, Value, escape, escape_text,
 };
 pub use json::{JSON_SCHEMA, SCHEMA, to_json_line};
 pub use kind::{
-    CONNECTION_ABANDONED, CONNECTION_REFUSED, CONNECTION_RESET, CONNECTION_TIMEOUT,
+    AGENT_GAP, CONNECTION_ABANDONED, CONNECTION_REFUSED, CONNECTION_RESET, CONNECTION_TIMEOUT,
     CONNECTION_UNREACHABLE, CONTAINER_EXIT, EventKind, OOM_KILL, PROCESS_CRASH, Priority,
 };
 

@@ -277,6 +277,29 @@ pub struct Exit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Signal(pub u8);
 
+/// The time in which the agent was not watching, as it had ended uncleanly.
+///
+/// What happened between the two moments was not seen, so that nobody takes
+/// silence for health.
+///
+/// ```
+/// use vahti_runtime::event::{AGENT_GAP, Event, EventData, Gap, Severity, to_json_line};
+/// let gap = Gap { from_ns: 0, to_ns: 12_000_000_000 };
+/// let event = Event { data: EventData::Gap(gap), ..Event::new(&AGENT_GAP, Severity::Error) };
+/// let mut line = Vec::new();
+/// to_json_line(&event, &mut line);
+/// assert!(String::from_utf8(line)?.contains(r#""to":"1970-01-01T00:00:12.000000000Z""#));
+/// # Ok::<(), std::string::FromUtf8Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// When the agent is last known to have watched, wall clock, nanoseconds
+    /// since 1970.
+    pub from_ns: u64,
+    /// When it watched again, wall clock, nanoseconds since 1970.
+    pub to_ns: u64,
+}
+
 /// A value of a custom event's attribute.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
@@ -316,6 +339,8 @@ pub enum EventData {
     OomKill(OomKill),
     /// The end of a process.
     Exit(Exit),
+    /// A time in which the agent was not watching.
+    Gap(Gap),
     /// Whatever an observer by others says.
     Custom(Box<Custom>),
 }

@@ -24,8 +24,8 @@ use std::io;
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use self::views::{
-    CgroupView, ContainerView, CustomView, ErrorView, ExitView, LinksView, MemoryView, NetworkView,
-    OomView, ProcessView, SamplingView, Shown, Text, Time, UnresolvedView,
+    CgroupView, ContainerView, CustomView, ErrorView, ExitView, GapView, LinksView, MemoryView,
+    NetworkView, OomView, ProcessView, SamplingView, Shown, Text, Time, UnresolvedView,
 };
 use super::data::is_unsafe;
 use super::{Event, EventData};
@@ -134,6 +134,7 @@ impl Event {
                 map.serialize_entry("oom", &OomView(oom))
             }
             EventData::Exit(exit) => map.serialize_entry("exit", &ExitView(exit)),
+            EventData::Gap(gap) => map.serialize_entry("gap", &GapView(gap)),
             EventData::Custom(custom) => map.serialize_entry("custom", &CustomView(custom)),
         }
     }

@@ -89,6 +89,10 @@ fn every_kind_of_data() -> Vec<EventData> {
             class: ExitClass::Crash,
             sender: somebody,
         }),
+        EventData::Gap(Gap {
+            from_ns: 1_700_000_000_000_000_000,
+            to_ns: 1_700_000_012_000_000_000,
+        }),
         EventData::Custom(Box::new(Custom {
             schema: "urn:example:1".into(),
             attributes: vec![("answer".into(), Value::Int(42))],
@@ -317,7 +321,9 @@ fn any_data() -> impl Strategy<Value = EventData> {
     let custom = (any_text(), prop::collection::vec((any_text(), any_value()), 0..4)).prop_map(
         |(schema, attributes)| EventData::Custom(Box::new(Custom { schema, attributes })),
     );
-    prop_oneof![Just(EventData::None), network, oom, exit, custom]
+    let gap =
+        any::<(u64, u64)>().prop_map(|(from_ns, to_ns)| EventData::Gap(Gap { from_ns, to_ns }));
+    prop_oneof![Just(EventData::None), network, oom, exit, gap, custom]
 }
 
 type Identity = (Option<u32>, Option<Vec<u8>>, Option<u32>, Option<u32>, Option<u64>);

@@ -5,8 +5,9 @@ use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
 use super::entry;
 use crate::clock::Rfc3339;
 use crate::event::{
-    Cgroup, Comm, Container, Custom, Endpoint, ErrorInfo, Exit, ExitClass, Link, LinkKind, Network,
-    NetworkType, OomKill, OomScope, Process, Transport, Unresolved, Value, escape, escape_text,
+    Cgroup, Comm, Container, Custom, Endpoint, ErrorInfo, Exit, ExitClass, Gap, Link, LinkKind,
+    Network, NetworkType, OomKill, OomScope, Process, Transport, Unresolved, Value, escape,
+    escape_text,
 };
 
 /// From here on, readers that take numbers for doubles lose digits.
@@ -249,6 +250,17 @@ impl Serialize for ExitView<'_> {
         map.serialize_entry("class", class)?;
         entry(&mut map, "sender_pid", sender.map(|s| s.pid))?;
         entry(&mut map, "sender_name", sender.map(|s| name(&s.name)))?;
+        map.end()
+    }
+}
+
+pub(super) struct GapView<'a>(pub(super) &'a Gap);
+
+impl Serialize for GapView<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("from", &Time(self.0.from_ns))?;
+        map.serialize_entry("to", &Time(self.0.to_ns))?;
         map.end()
     }
 }
