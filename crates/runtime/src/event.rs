@@ -8,7 +8,7 @@ mod signal;
 pub use data::{
     Cgroup, Comm, Container, Custom, Endpoint, ErrorInfo, EventData, Exit, ExitClass, Gap, Link,
     LinkKind, Network, NetworkType, OomKill, OomScope, Process, ProcessRef, Signal, Transport,
-    Unresolved, Value, escape, escape_text,
+    Unresolved, Value, escape, escape_text, unescape,
 };
 pub use json::{JSON_SCHEMA, SCHEMA, to_json_line};
 pub use kind::{
