@@ -10,7 +10,7 @@ pub use data::{
     LinkKind, Network, NetworkType, OomKill, OomScope, Process, ProcessRef, Signal, Transport,
     Unresolved, Value, escape, escape_text, unescape,
 };
-pub use json::{JSON_SCHEMA, SCHEMA, to_json_line};
+pub use json::{DecodeError, JSON_SCHEMA, MAX_LINE_BYTES, SCHEMA, from_json_line, to_json_line};
 pub use kind::{
     AGENT_GAP, CONNECTION_ABANDONED, CONNECTION_REFUSED, CONNECTION_RESET, CONNECTION_TIMEOUT,
     CONNECTION_UNREACHABLE, CONTAINER_EXIT, EventKind, OOM_KILL, PROCESS_CRASH, Priority,
