@@ -14,7 +14,7 @@ use std::process::Command;
 /// Which parts to run; none named means all.
 pub(crate) fn run(parts: &[&str]) -> Result<(), String> {
     const AGENT: [&str; 4] = ["latency", "start", "idle", "storm"];
-    const RUNTIME: [&str; 4] = ["queue", "sampler", "pipeline", "network"];
+    const RUNTIME: [&str; 5] = ["queue", "sampler", "pipeline", "lines", "network"];
     if let Some(unknown) = parts.iter().find(|p| !AGENT.contains(p) && !RUNTIME.contains(p)) {
         return Err(format!(
             "there is no part {unknown:?}; there are {}, {}",
@@ -24,7 +24,7 @@ pub(crate) fn run(parts: &[&str]) -> Result<(), String> {
     }
     let wanted = |part: &str| parts.is_empty() || parts.contains(&part);
     let runtime: Vec<&str> =
-        ["queue", "sampler", "pipeline"].into_iter().filter(|p| wanted(p)).collect();
+        ["queue", "sampler", "pipeline", "lines"].into_iter().filter(|p| wanted(p)).collect();
     if !runtime.is_empty() {
         cargo(
             &[&["bench", "-q", "-p", "vahti-runtime", "--bench", "runtime", "--"], &runtime[..]]

@@ -8,9 +8,9 @@ mod signal;
 pub use data::{
     Cgroup, Comm, Container, Custom, Endpoint, ErrorInfo, EventData, Exit, ExitClass, Gap, Link,
     LinkKind, Network, NetworkType, OomKill, OomScope, Process, ProcessRef, Signal, Transport,
-    Unresolved, Value, escape, escape_text,
+    Unresolved, Value, escape, escape_text, unescape,
 };
-pub use json::{JSON_SCHEMA, SCHEMA, to_json_line};
+pub use json::{DecodeError, JSON_SCHEMA, MAX_LINE_BYTES, SCHEMA, from_json_line, to_json_line};
 pub use kind::{
     AGENT_GAP, CONNECTION_ABANDONED, CONNECTION_REFUSED, CONNECTION_RESET, CONNECTION_TIMEOUT,
     CONNECTION_UNREACHABLE, CONTAINER_EXIT, EventKind, OOM_KILL, PROCESS_CRASH, Priority,

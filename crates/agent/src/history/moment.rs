@@ -3,7 +3,7 @@
 use std::str::FromStr;
 use std::time::Duration;
 
-use vahti_runtime::clock::parse_rfc3339;
+use vahti_runtime::clock::Rfc3339;
 use vahti_runtime::units::HumanDuration;
 
 /// A moment in the past.
@@ -34,7 +34,7 @@ impl FromStr for Moment {
         if let Ok(HumanDuration(ago)) = text.parse() {
             return Ok(Moment::Ago(ago));
         }
-        parse_rfc3339(text).map(Moment::At).ok_or_else(|| {
+        Rfc3339::parse(text).map(Moment::At).ok_or_else(|| {
             "must be how long ago, such as 5m, or a moment, such as 2026-11-22T14:00:00Z".to_owned()
         })
     }

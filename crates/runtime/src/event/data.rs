@@ -79,6 +79,46 @@ pub fn escape(bytes: &[u8]) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// The bytes that [`escape`] was given; `None` for a text that it never makes,
+/// with a backslash that neither another one nor `xNN` follows.
+///
+/// ```
+/// use vahti_runtime::event::{escape, unescape};
+/// let name = b"a\x1b[31m\\\xff";
+/// assert_eq!(unescape(&escape(name)).as_deref(), Some(&name[..]));
+/// assert_eq!(unescape(r"a\n"), None);
+/// ```
+#[must_use]
+pub fn unescape(text: &str) -> Option<Cow<'_, [u8]>> {
+    if !text.contains('\\') {
+        return Some(Cow::Borrowed(text.as_bytes()));
+    }
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    loop {
+        rest = match rest {
+            [] => return Some(Cow::Owned(bytes)),
+            [b'\\', b'\\', rest @ ..] => {
+                bytes.push(b'\\');
+                rest
+            }
+            [b'\\', b'x', high, low, rest @ ..] => {
+                bytes.push(nibble(*high)? << 4 | nibble(*low)?);
+                rest
+            }
+            [b'\\', ..] => return None,
+            [byte, rest @ ..] => {
+                bytes.push(*byte);
+                rest
+            }
+        };
+    }
+}
+
+fn nibble(digit: u8) -> Option<u8> {
+    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
+}
+
 /// Shows text made by a program, such as an error's message, so that it can
 /// do no harm: as [`escape`] does, but a backslash stays as it is, so that a
 /// name inside it that was escaped before is not escaped twice.
