@@ -54,7 +54,7 @@ pub use self::reader::{Filter, ReadError, Reader, Row, Snapshot};
 pub struct StoreConfig {
     /// Its folder, which belongs to the store alone; made with mode 0700.
     pub path: PathBuf,
-    /// How large it may become, write-ahead log included: 4MiB to 1024GiB.
+    /// How large it may become, write-ahead log included: 8MiB to 1024GiB.
     #[serde(default = "default_max_bytes")]
     pub max_bytes: ByteSize,
     /// How long events are kept: 1m to 3660d.
@@ -97,10 +97,10 @@ impl StoreConfig {
             "the path of a folder",
         );
         check(
-            (ByteSize::mib(4)..=ByteSize(1 << 40)).contains(&self.max_bytes),
+            (ByteSize::mib(8)..=ByteSize(1 << 40)).contains(&self.max_bytes),
             "max_bytes",
             self.max_bytes.to_string(),
-            "4MiB to 1024GiB",
+            "8MiB to 1024GiB",
         );
         let bounds = Duration::from_secs(60)..=Duration::from_secs(3_660 * 86_400);
         check(bounds.contains(&self.max_age.0), "max_age", self.max_age.to_string(), "1m to 3660d");
@@ -317,26 +317,15 @@ impl Shared {
         if inner.lock.is_none() {
             self.lock_folder(inner, Duration::ZERO).map_err(|error| error.to_string())?;
         }
-        let mut writer = match self.open_file() {
+        let writer = match self.begin(inner) {
             Ok(writer) => writer,
             Err(Trouble::Later(why)) => return Err(why),
             Err(Trouble::Corrupt(why)) => {
                 self.set_aside(inner, &why)?;
-                self.open_file().map_err(|(Trouble::Later(why) | Trouble::Corrupt(why))| why)?
+                self.begin(inner).map_err(Trouble::why)?
             }
         };
-        let anew = inner.books.is_some();
-        if let Some(books) = inner.books.take() {
-            take_over(&mut writer, books);
-        }
-        let alive = inner.lock.as_ref().map_or(0, Lock::last_alive_ns);
-        let books = writer.books.clone();
-        let begun = writer.begin((!anew).then_some(alive));
-        let gap = begun.map_err(|(Trouble::Later(why) | Trouble::Corrupt(why))| {
-            inner.books = anew.then_some(books);
-            why
-        })?;
-        self.view().gap_from_ns = gap;
+        inner.books = None;
         if let Some(lock) = &mut inner.lock {
             lock.sign().map_err(|error| error.to_string())?;
         }
@@ -347,6 +336,20 @@ impl Shared {
         inner.writer = Some(writer);
         self.publish(inner);
         Ok(())
+    }
+
+    /// Opens the file and notes that an agent runs.
+    fn begin(&self, inner: &Inner) -> Result<Box<Writer>, Trouble> {
+        let mut writer = self.open_file()?;
+        let Some(books) = inner.books.clone() else {
+            let alive = inner.lock.as_ref().map_or(0, Lock::last_alive_ns);
+            let gap = writer.begin(Some(alive))?;
+            self.view().gap_from_ns = gap;
+            return Ok(writer);
+        };
+        take_over(&mut writer, books);
+        writer.begin(None)?;
+        Ok(writer)
     }
 
     fn open_file(&self) -> Result<Box<Writer>, Trouble> {
@@ -387,6 +390,18 @@ impl Shared {
         }
     }
 
+    /// A reader found that a file can't be read.
+    fn found_out(&self, generation: u64, trouble: Trouble) {
+        let mut inner = self.lock();
+        if self.view().generation != generation {
+            return;
+        }
+        self.note(&mut inner, trouble);
+        if let Err(why) = self.ready(&mut inner) {
+            tracing::error!(%why, "a fresh file can't be begun yet");
+        }
+    }
+
     fn publish(&self, inner: &Inner) {
         let Some(writer) = &inner.writer else { return };
         let seq = writer.books.last_seq();
@@ -414,9 +429,7 @@ impl Shared {
                 Err(trouble) => trouble,
             };
             let corrupt = matches!(trouble, Trouble::Corrupt(_));
-            let why = match &trouble {
-                Trouble::Corrupt(why) | Trouble::Later(why) => why.clone(),
-            };
+            let why = trouble.to_string();
             self.note(&mut inner, trouble);
             if corrupt {
                 continue;
@@ -454,9 +467,7 @@ impl Shared {
                 Ok(())
             }
             Err(trouble) => {
-                let why = match &trouble {
-                    Trouble::Corrupt(why) | Trouble::Later(why) => why.clone(),
-                };
+                let why = trouble.to_string();
                 self.note(&mut inner, trouble);
                 Err(why)
             }
@@ -471,7 +482,7 @@ impl Shared {
         let Some(writer) = &mut inner.writer else { return Ok(()) };
         let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         let result = writer.end(&**ledger);
-        result.map_err(|(Trouble::Later(why) | Trouble::Corrupt(why))| why)
+        result.map_err(Trouble::why)
     }
 }
 
@@ -502,13 +513,15 @@ impl EventEmitter for StoreEmitter {
         true
     }
 
+    /// As many as the write-ahead log takes several times.
     fn max_batch(&self) -> usize {
-        4_096
+        let wal = writer::wal_bytes(self.shared.config.max_bytes.0);
+        usize::try_from(wal / 4 / 1_024).unwrap_or(usize::MAX).clamp(128, 4_096)
     }
 
     /// A commit costs a disk's flush: events gather for [`COMMIT_WINDOW`].
     fn min_batch(&self) -> usize {
-        4_096
+        self.max_batch()
     }
 
     fn emit<'a>(&'a mut self, batch: &'a [Arc<Event>]) -> Emission<'a, EmitOutcome> {

@@ -12,6 +12,7 @@ use vahti_runtime::event::{Event, Priority, from_json_line};
 use vahti_runtime::ledger::{LaneLine, Tally};
 
 use super::books::{Passed, signed, unsigned};
+use super::writer::Trouble;
 use super::{Shared, Store};
 
 impl DurableLog for Store {
@@ -108,7 +109,14 @@ impl Cursor {
         if from >= end || limit == 0 {
             return Ok(());
         }
-        let rows = self.rows(priority, from, end, limit).map_err(|e| LogError(e.to_string()))?;
+        let rows = self.rows(priority, from, end, limit).map_err(|error| {
+            let trouble = Trouble::from(error);
+            let why = trouble.to_string();
+            if matches!(trouble, Trouble::Corrupt(_)) {
+                self.shared.found_out(self.generation, trouble);
+            }
+            LogError(why)
+        })?;
         // Where fewer came than were asked for, there are no more up to the end.
         self.looked_to[p] = match rows.last() {
             Some(last) if rows.len() >= limit => last.seq,

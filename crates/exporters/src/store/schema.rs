@@ -1,5 +1,9 @@
 //! What the file looks like, and how older ones become like it.
 
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
 use rusqlite::Connection;
 
 /// The schema that this version writes.
@@ -102,6 +106,21 @@ pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<Found> {
     transaction.pragma_update(None, "user_version", VERSION)?;
     transaction.commit()?;
     Ok(Found::Ours)
+}
+
+/// The schema of a file that a newer version wrote, from its header, so that
+/// SQLite need not open it, which alone might change it.
+pub(super) fn newer_at_a_glance(file: &Path) -> Option<u32> {
+    let mut header = [0; 72];
+    File::open(file).and_then(|mut file| file.read_exact(&mut header)).ok()?;
+    let number = |at: usize| {
+        let bytes = header.get(at..at + 4)?.try_into().ok()?;
+        Some(u32::from_be_bytes(bytes))
+    };
+    let (version, application) = (number(60)?, number(68)?);
+    (header.starts_with(b"SQLite format 3\0") && application == APPLICATION_ID)
+        .then_some(version)
+        .filter(|version| *version > VERSION)
 }
 
 enum Look {

@@ -31,7 +31,7 @@ pub(super) struct Writer {
     max_age_ns: u64,
     /// The clocks when the agent began: age is counted by them, so that a
     /// clock that is set forward does not empty the store.
-    began: ClockPair,
+    pub(super) began: ClockPair,
     ledger_written_ns: u64,
     line: Vec<u8>,
 }
@@ -46,6 +46,19 @@ pub(super) enum Trouble {
     Corrupt(String),
     /// It may work later, with this file.
     Later(String),
+}
+
+impl Trouble {
+    pub(super) fn why(self) -> String {
+        self.to_string()
+    }
+}
+
+impl std::fmt::Display for Trouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Trouble::Corrupt(why) | Trouble::Later(why)) = self;
+        f.write_str(why)
+    }
 }
 
 impl From<rusqlite::Error> for Trouble {
@@ -83,6 +96,9 @@ impl Writer {
     ) -> Result<Opened, Trouble> {
         folder::make_file(file).map_err(|error| Trouble::Later(error.to_string()))?;
         let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        if let Some(version) = schema::newer_at_a_glance(file) {
+            return Ok(Opened::Newer(version));
+        }
         let mut connection = Connection::open_with_flags(file, flags)?;
         connection.busy_timeout(BUSY)?;
         connection.execute_batch(
@@ -240,7 +256,7 @@ const IMMEDIATE: TransactionBehavior = TransactionBehavior::Immediate;
 
 /// What of the cap is for the write-ahead log.
 pub(super) fn wal_bytes(max_bytes: u64) -> u64 {
-    (max_bytes / 8).clamp(256 << 10, 16 << 20)
+    (max_bytes / 4).clamp(2 << 20, 32 << 20)
 }
 
 fn insert(
