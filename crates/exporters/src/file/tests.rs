@@ -314,7 +314,7 @@ fn values_out_of_bounds_are_named_with_their_bounds() {
             "path is \"/\", but must be the path of a file",
             "max_size is 1B, but must be 4KiB to 1024GiB",
             "max_age is 0s, but must be 1s to 366d",
-            "keep is 1001, but must be 0 to 1000",
+            "keep is 1001, but must be a whole number from 0 to 1,000",
         ]
     );
     assert!(FileConfig::at("e").validate().is_empty());
