@@ -17,6 +17,7 @@ mod output;
 mod report;
 mod run;
 mod signals;
+mod socket;
 mod table;
 mod wiring;
 
@@ -64,14 +65,14 @@ fn refuse(error: &clap::Error) -> ExitCode {
 }
 
 fn check(file: &Path) -> Outcome {
-    match config::load::from_file(file) {
-        Ok(_) => print("the configuration is good\n"),
+    match config::load::check(file) {
+        Ok(()) => print("the configuration is good\n"),
         Err(invalid) => Err(Failed::usage(invalid.to_string())),
     }
 }
 
 fn ledger(json: bool, socket: Option<PathBuf>) -> Outcome {
-    let Some(path) = control::resolve_path(socket) else {
+    let Some(path) = socket::path(socket)? else {
         return Err(Failed::usage("where the agent's socket is isn't known: give --socket PATH"));
     };
     let answer = control::ask(&path, "ledger").map_err(|e| Failed::failure(e.to_string()))?;

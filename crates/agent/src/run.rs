@@ -12,14 +12,14 @@ use vahti_runtime::supervisor::{Report, Supervisor};
 use crate::cli::RunArgs;
 use crate::config::Config;
 use crate::config::settings;
-use crate::control::{self, Control, ControlError};
+use crate::control::{Control, ControlError};
 use crate::output::{FAILURE, Failed, Outcome, SUCCESS};
 use crate::signals::Signals;
-use crate::{emitters, log, losses, wiring};
+use crate::{emitters, log, losses, socket, wiring};
 
 /// Watches this node until it is told to stop.
 pub(crate) fn run(args: &RunArgs) -> Outcome {
-    let config = settings::resolve(args.overrides(), |name| std::env::var(name).ok())
+    let config = settings::resolve(args.overrides(), |name| std::env::var_os(name))
         .map_err(|invalid| Failed::usage(invalid.to_string()))?;
     log::start(config.log);
     // Before any thread is started, so that all of them have them blocked.
@@ -91,7 +91,7 @@ fn emitter_state(emitter: &EmitterHandle) -> serde_json::Value {
 /// Opens the control socket. Without one the agent still does its work, but
 /// not beside another agent that has it, nor with a path that is a mistake.
 fn control(args: &RunArgs, running: &Arc<OnceLock<Running>>) -> Result<Option<Control>, Failed> {
-    let Some(path) = control::resolve_path(args.socket.clone()) else {
+    let Some(path) = socket::path(args.socket.clone())? else {
         tracing::debug!("no folder for a control socket; `vahti ledger` won't work");
         return Ok(None);
     };

@@ -14,6 +14,7 @@ use vahti_observers::network::NetworkProcessor;
 use vahti_observers::{container, network};
 use vahti_runtime::config::FailurePolicy;
 use vahti_runtime::delivery::EmitterHandle;
+pub(crate) use vahti_runtime::error::describe;
 use vahti_runtime::ids::BootId;
 use vahti_runtime::observer::{ObserverRuntime, ObserverRuntimeBuilder};
 
@@ -172,18 +173,6 @@ fn boot_id() -> BootId {
 pub(crate) fn refusal(error: &EbpfError) -> Failed {
     let text = describe(error);
     if error.is_permission() { Failed::no_permission(text) } else { Failed::failure(text) }
-}
-
-/// An error with all that brought it about, in one line.
-pub(crate) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]
