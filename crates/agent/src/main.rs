@@ -14,6 +14,7 @@ mod ledger;
 mod log;
 mod losses;
 mod output;
+mod proofs;
 mod report;
 mod run;
 mod signals;
@@ -37,7 +38,7 @@ fn main() -> ExitCode {
     };
     finish(match cli.command {
         Command::Run(args) => run::run(&args),
-        Command::Doctor { json } => doctor::doctor(json),
+        Command::Doctor { json, socket } => doctor::doctor(json, socket),
         Command::Demo { json } => demo::demo(json),
         Command::Config { command: ConfigCommand::Check { file } } => check(&file),
         Command::Config { command: ConfigCommand::Example } => print(&config::example::example()),

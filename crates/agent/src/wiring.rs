@@ -8,6 +8,7 @@ use vahti_ebpf::EbpfError;
 use vahti_ebpf::cgroup::Hierarchy;
 use vahti_ebpf::loader::{self, Object};
 use vahti_ebpf::manager::AyaManager;
+use vahti_ebpf::proof::Announce;
 use vahti_ebpf::source::RingSource;
 use vahti_observers::container::ContainerProcessor;
 use vahti_observers::network::NetworkProcessor;
@@ -20,6 +21,7 @@ use vahti_runtime::observer::{ObserverRuntime, ObserverRuntimeBuilder};
 
 use crate::config::Config;
 use crate::output::Failed;
+use crate::proofs::{ProofMakers, ToAgents};
 
 const BOOT_ID_PATH: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -30,20 +32,25 @@ pub(crate) type Opened = Result<RingSource, EbpfError>;
 pub(crate) const ALL: [&str; 2] = crate::config::OBSERVERS;
 
 /// Opens the programs of observers, in this order, for processes named by this
-/// hierarchy. Nothing is attached yet.
+/// hierarchy, whose proofs are announced. Nothing is attached yet.
 ///
 /// # Errors
 /// Rights are missing, or the kernel can't run any of it.
-pub(crate) fn open(observers: &[&str], hierarchy: Hierarchy) -> Result<Vec<Opened>, EbpfError> {
+pub(crate) fn open(
+    observers: &[&str],
+    hierarchy: Hierarchy,
+    announce: &Arc<ToAgents>,
+) -> Result<Vec<Opened>, EbpfError> {
     raise_descriptor_limit();
     let objects: Vec<Object> = observers.iter().map(|name| object(name)).collect();
     let managers = loader::open(&objects, hierarchy)?;
     let sources = observers.iter().zip(managers).map(|(name, manager)| {
         let manager: AyaManager = manager?;
-        match *name {
+        let source = match *name {
             "container" => container::source(manager, hierarchy),
             _ => network::source(manager),
-        }
+        };
+        Ok(source?.announcing(Arc::clone(announce) as Arc<dyn Announce>))
     });
     Ok(sources.collect())
 }
@@ -81,16 +88,19 @@ fn object(name: &str) -> Object {
 pub(crate) fn observers(
     config: &Config,
     emitters: &[EmitterHandle],
+    makers: &ProofMakers,
 ) -> Result<Vec<Arc<ObserverRuntime>>, Failed> {
     let enabled: Vec<&str> = ALL.into_iter().filter(|name| of(config, name).0).collect();
     if enabled.is_empty() {
         return Err(Failed::usage("no observer is enabled, so there is nothing to watch"));
     }
     let hierarchy = Hierarchy::detect();
-    let opened = open(&enabled, hierarchy).map_err(|error| refusal(&error))?;
+    let opened =
+        open(&enabled, hierarchy, &ToAgents::new(None)).map_err(|error| refusal(&error))?;
     let mut built = Vec::new();
     for (name, source) in enabled.into_iter().zip(opened) {
         if let Some(source) = unless_isolated(name, of(config, name).1, source)? {
+            makers.tell(source.makers().map_err(|error| refusal(&error))?);
             built.push(build(name, config, hierarchy, source, emitters)?);
         }
     }
