@@ -116,11 +116,8 @@ impl DecodeError {
 /// let event = from_json_line(&line)?;
 /// assert_eq!((event.kind, event.count), (&OOM_KILL, 3));
 ///
-/// let error = from_json_line(&line[..100]).unwrap_err();
-/// assert_eq!(
-///     error.to_string(),
-///     "observed_time: EOF while parsing a string (byte 100)"
-/// );
+/// let error = from_json_line(&line[..90]).unwrap_err();
+/// assert_eq!(error.to_string(), "time: EOF while parsing a string (byte 90)");
 /// # Ok::<(), DecodeError>(())
 /// ```
 pub fn from_json_line(line: &[u8]) -> Result<Event, DecodeError> {

@@ -45,7 +45,9 @@ fn open_at(bytes: &[u8]) -> Vec<Open> {
                 open.pop();
             }
             (b':', Some(Open::Object { key_is_next, .. })) => *key_is_next = false,
-            (b',', Some(Open::Object { key_is_next, .. })) => *key_is_next = true,
+            (b',', Some(last @ Open::Object { .. })) => {
+                *last = Open::Object { key: 0..0, key_is_next: true };
+            }
             (b',', Some(Open::List(item))) => *item += 1,
             _ => {}
         }

@@ -235,6 +235,15 @@ fn what_is_no_line_at_all_is_refused() {
     assert_eq!(error_of(""), "line: EOF while parsing a value (byte 0)");
     assert_eq!(error_of("{}{}"), "line: missing field `schema` (byte 2)");
     assert_eq!(error_of("[]"), "line: invalid length 0, expected an event (byte 2)");
+    let golden = GOLDEN.lines().next().unwrap();
+    for (end, error) in [
+        (57, "id: EOF while parsing a string (byte 57)"),
+        (60, "line: EOF while parsing a value (byte 60)"),
+        (515, "process.pid: EOF while parsing a value (byte 515)"),
+        (golden.len() - 1, "weight: EOF while parsing an object (byte 833)"),
+    ] {
+        assert_eq!(error_of(&golden[..end]), error, "{}", &golden[..end]);
+    }
     assert_eq!(error_of("{}\n{}"), "a second line begins at byte 3");
     let not_text = decode(b"{\"\xff\"}", &Names::default()).unwrap_err();
     assert_eq!(not_text.to_string(), "byte 2 is not UTF-8");
