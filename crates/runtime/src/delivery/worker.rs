@@ -1,14 +1,14 @@
 //! The worker: gather, emit, account, try again.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
+use super::seat::{InHand, Inheritance, Parts};
 use super::{EmitterConfig, EmitterFactory, EmitterState, Shared};
 use crate::backoff::{Jitter, emit_delay};
-use crate::clock::boot_now_ns;
 use crate::emitter::{Delivery, EmitOutcome, EventEmitter};
 use crate::event::{Event, Priority};
 use crate::lane::{Lane, Settlement};
@@ -19,7 +19,10 @@ use crate::panic::{
 
 pub(super) struct Worker {
     shared: Arc<Shared>,
-    factory: EmitterFactory,
+    /// Its turn at the seat.
+    turn: u64,
+    /// What it took over, until it has come to it.
+    inheritance: Option<Inheritance>,
     /// `None` after a panic, until it could be made anew.
     emitter: Option<Foreign<Box<dyn EventEmitter>>>,
     config: EmitterConfig,
@@ -29,7 +32,7 @@ pub(super) struct Worker {
     lanes: Vec<Arc<Lane>>,
     lanes_version: u64,
     /// Which lane is served first next time.
-    turn: usize,
+    first_lane: usize,
     batch: Batch,
     /// Memory on its way back to the observers.
     spare: Vec<Arc<Event>>,
@@ -49,47 +52,94 @@ struct Batch {
     epochs: Vec<u64>,
 }
 
+/// What all workers of this emitter are made of.
+pub(super) fn parts(
+    factory: EmitterFactory,
+    emitter: &dyn EventEmitter,
+    config: EmitterConfig,
+) -> Result<Parts, Panicked> {
+    contain("emitter settings", || {
+        let max_batch = emitter.max_batch().max(1);
+        Parts {
+            factory: Mutex::new(factory),
+            config,
+            critical: emitter.is_critical(),
+            max_batch,
+            min_batch: emitter.min_batch().clamp(1, max_batch),
+            waits_for_reader: emitter.waits_for_reader(),
+        }
+    })
+}
+
 impl Worker {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        factory: EmitterFactory,
-        emitter: Box<dyn EventEmitter>,
-        config: EmitterConfig,
-    ) -> Result<Self, Panicked> {
-        let (critical, max_batch, min_batch) = contain("emitter settings", || {
-            (emitter.is_critical(), emitter.max_batch(), emitter.min_batch())
-        })?;
+    /// The first one, around the emitter that was made first.
+    pub(super) fn new(shared: Arc<Shared>, emitter: Box<dyn EventEmitter>) -> Self {
+        Self::with(shared, 0, Some(emitter))
+    }
+
+    /// One that goes on where another is left behind; it makes its emitter
+    /// itself, as that may block as well.
+    pub(super) fn successor(shared: Arc<Shared>, inheritance: Inheritance) -> Self {
+        let mut worker = Self::with(shared, inheritance.turn, None);
+        worker.inheritance = Some(inheritance);
+        worker
+    }
+
+    fn with(shared: Arc<Shared>, turn: u64, emitter: Option<Box<dyn EventEmitter>>) -> Self {
         let jitter = Jitter::new(&shared.name);
         let over = shared.over.subscribe();
-        Ok(Worker {
+        let Parts { config, critical, max_batch, min_batch, .. } = shared.parts;
+        Worker {
             shared,
-            factory,
-            emitter: Some(Foreign::new(emitter)),
+            turn,
+            inheritance: None,
+            emitter: emitter.map(Foreign::new),
             config,
             critical,
-            max_batch: max_batch.max(1),
-            min_batch: min_batch.clamp(1, max_batch.max(1)),
+            max_batch,
+            min_batch,
             lanes: Vec::new(),
             lanes_version: 0,
-            turn: 0,
+            first_lane: 0,
             batch: Batch::default(),
             spare: Vec::new(),
             given_up_in_row: 0,
             jitter,
             over,
-        })
+        }
     }
 
     pub(super) async fn run(mut self) {
+        if self.work().await {
+            self.close().await;
+        } else {
+            // The emitter is dropped here; it is never called again.
+            let shared = Arc::clone(&self.shared);
+            drop(self);
+            tracing::info!(emitter = %shared.name, "a call that was left behind came back");
+            shared.seat.came_back();
+        }
+    }
+
+    /// Works until the end; `false` if it was left behind meanwhile.
+    async fn work(&mut self) -> bool {
+        self.look_for_lanes();
+        if let Some(inheritance) = self.inheritance.take()
+            && !self.take_up(inheritance).await
+        {
+            return false;
+        }
         loop {
             self.look_for_lanes();
             self.gather_with_patience().await;
             if !self.batch.events.is_empty() {
-                self.deliver().await;
+                if !self.deliver(0).await {
+                    return false;
+                }
                 continue;
             }
             if self.is_over() {
-                break;
+                return true;
             }
             let shared = Arc::clone(&self.shared);
             let known = self.lanes_version;
@@ -100,7 +150,19 @@ impl Worker {
             };
             self.shared.bell.wait(has_news).await;
         }
-        self.close().await;
+    }
+
+    /// Goes on with what somebody else was left behind with, not at once.
+    async fn take_up(&mut self, inheritance: Inheritance) -> bool {
+        self.given_up_in_row = inheritance.row - 1;
+        let Some(InHand { events, from, mut epochs, failures }) = inheritance.in_hand else {
+            self.hold_back(None).await;
+            return true;
+        };
+        // Lanes are only ever added, at the end.
+        epochs.resize(self.lanes.len(), 0);
+        self.batch = Batch { events, from, epochs };
+        if self.tries_again(failures, None).await { self.deliver(failures + 1).await } else { true }
     }
 
     fn is_over(&self) -> bool {
@@ -150,7 +212,7 @@ impl Worker {
                 if room == 0 {
                     break;
                 }
-                let index = (self.turn + offset) % lanes;
+                let index = (self.first_lane + offset) % lanes;
                 // A fair share of what is left, so that a noisy observer can't
                 // keep another out of the batch.
                 let share = room.div_ceil(lanes - offset);
@@ -164,42 +226,48 @@ impl Worker {
                 }
             }
         }
-        self.turn = if lanes == 0 { 0 } else { (self.turn + 1) % lanes };
+        self.first_lane = if lanes == 0 { 0 } else { (self.first_lane + 1) % lanes };
     }
 
-    /// Emits the batch until nothing of it is left.
-    async fn deliver(&mut self) {
-        let mut failures = 0u32;
+    /// Emits the batch until nothing of it is left; `false` if it was left
+    /// behind meanwhile.
+    async fn deliver(&mut self, mut failures: u32) -> bool {
         loop {
-            let outcome = self.emit().await;
+            let Some(outcome) = self.emit(failures).await else { return false };
             let (hint, reason) = self.account(outcome);
             if self.batch.events.is_empty() {
                 self.given_up_in_row = 0;
                 self.note(reason);
-                return;
+                return true;
             }
             let reason = reason.unwrap_or_else(|| "no reason given".to_owned());
             self.shared.set_state(EmitterState::Failing(reason));
-            let retries = if self.critical { self.config.max_retries } else { 0 };
-            if failures >= retries {
-                let why = if self.critical {
-                    DropReason::RetriesExhausted
-                } else {
-                    DropReason::TriedOnce
-                };
-                self.drop_rest(why);
-                self.hold_back(hint).await;
-                return;
+            if !self.tries_again(failures, hint).await {
+                return true;
             }
             failures += 1;
-            let delay = emit_delay(failures, hint, &mut self.jitter);
-            if self.sleep_unless_over(delay).await {
-                // What is in flight was given up and counted already.
-                self.batch.events.clear();
-                self.batch.from.clear();
-                return;
-            }
         }
+    }
+
+    /// Waits until the batch may be tried again, after it had failed this often
+    /// before and has now once more; `false` if nothing of it is left to try.
+    async fn tries_again(&mut self, failures: u32, hint: Option<Duration>) -> bool {
+        let retries = if self.critical { self.config.max_retries } else { 0 };
+        if failures >= retries {
+            let why =
+                if self.critical { DropReason::RetriesExhausted } else { DropReason::TriedOnce };
+            self.drop_rest(why);
+            self.hold_back(hint).await;
+            return false;
+        }
+        let delay = emit_delay(failures + 1, hint, &mut self.jitter);
+        if self.sleep_unless_over(delay).await {
+            // What is in flight was given up and counted already.
+            self.batch.events.clear();
+            self.batch.from.clear();
+            return false;
+        }
+        true
     }
 
     /// The breaker: after a batch that was given up, nothing is taken from the
@@ -226,16 +294,28 @@ impl Worker {
         tokio::time::timeout(delay, over).await.is_ok()
     }
 
-    async fn emit(&mut self) -> EmitOutcome {
+    /// Calls the emitter; `None` if the call took so long that somebody else
+    /// has taken over: nothing may be accounted for then.
+    async fn emit(&mut self, failures: u32) -> Option<EmitOutcome> {
+        let in_hand = self.critical.then(|| InHand {
+            events: self.batch.events.clone(),
+            from: self.batch.from.clone(),
+            epochs: self.batch.epochs.clone(),
+            failures,
+        });
+        self.shared.seat.sit(in_hand);
+        let outcome = self.call().await;
+        self.shared.seat.rise(self.turn).then_some(outcome)
+    }
+
+    async fn call(&mut self) -> EmitOutcome {
         let Some(mut emitter) = self.emitter.take().or_else(|| self.make_anew()) else {
             let reason = "it panicked and could not be made anew".to_owned();
             return EmitOutcome::Retryable { reason, retry_after: None };
         };
         let limit = self.config.emit_timeout;
         let batch = &self.batch.events;
-        self.shared.emitting_since_ns.store(boot_now_ns(), Ordering::Relaxed);
         let result = contain_with_timeout(&self.shared.name, limit, |_| emitter.emit(batch)).await;
-        self.shared.emitting_since_ns.store(0, Ordering::Relaxed);
         match result {
             Ok(outcome) => {
                 self.emitter = Some(emitter);
@@ -259,7 +339,8 @@ impl Worker {
     }
 
     fn make_anew(&self) -> Option<Foreign<Box<dyn EventEmitter>>> {
-        match contain("emitter factory", &self.factory) {
+        let factory = self.shared.parts.factory.lock().unwrap_or_else(PoisonError::into_inner);
+        match contain("emitter factory", &*factory) {
             Ok(fresh) => Some(Foreign::new(fresh)),
             Err(again) => {
                 tracing::error!(emitter = %self.shared.name, error = %again, "can't be made anew");
