@@ -13,6 +13,7 @@ mod emitters;
 mod ledger;
 mod log;
 mod losses;
+mod notify;
 mod output;
 mod proofs;
 mod report;

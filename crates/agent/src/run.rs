@@ -2,18 +2,20 @@
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use serde_json::json;
 use vahti_runtime::delivery::{EmitterHandle, EmitterState};
 use vahti_runtime::ledger::ObserverLedger;
 use vahti_runtime::observer::ObserverRuntime;
-use vahti_runtime::shutdown;
+use vahti_runtime::shutdown::{self, Shutdown};
 use vahti_runtime::supervisor::{Report, Supervisor};
 
 use crate::cli::RunArgs;
 use crate::config::Config;
 use crate::config::settings;
 use crate::control::{self, Control, ControlError, Found, Reply};
+use crate::notify::{Manager, Status};
 use crate::output::{FAILURE, Failed, Outcome, SUCCESS};
 use crate::proofs::ProofMakers;
 use crate::signals::Signals;
@@ -37,14 +39,16 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     let supervisor = observers
         .iter()
         .fold(Supervisor::new(emitters.clone(), deadline), |s, o| s.observer(Arc::clone(o)));
-    let running = running.get_or_init(|| Running { observers, emitters });
+    let enabled = wiring::enabled(&config);
+    let running = running.get_or_init(|| Running { observers, emitters, enabled });
     signals.watch(move || trigger.begin()).map_err(|e| system("watch signals", &e))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
         .map_err(|e| system("start", &e))?;
     let report = runtime.block_on(async {
-        let told = tokio::spawn(announce(running.observers.clone(), emitter_names(&config)));
+        let names = emitter_names(&config);
+        let told = tokio::spawn(announce(running.clone(), names, shutdown.clone(), deadline));
         let report = supervisor.run(shutdown).await;
         told.abort();
         report
@@ -59,9 +63,12 @@ fn system(what: &str, error: &std::io::Error) -> Failed {
 }
 
 /// What runs, for whoever asks on the control socket.
+#[derive(Clone)]
 struct Running {
     observers: Vec<Arc<ObserverRuntime>>,
     emitters: Vec<EmitterHandle>,
+    /// The observers that are wanted; some may not run here.
+    enabled: Vec<&'static str>,
 }
 
 impl Running {
@@ -76,6 +83,35 @@ impl Running {
             .to_string()
             .into_bytes()
     }
+
+    /// In one line. Whatever is down by its policy is told, and is not stuck:
+    /// a new process would be no better.
+    fn status(&self) -> Status {
+        let mut parts = Vec::new();
+        let (well, down): (Vec<_>, Vec<_>) = self.observers.iter().partition(|o| o.is_healthy());
+        let names: Vec<&str> = well.iter().map(|o| o.name()).collect();
+        parts.push(format!("watching: {}", or_nothing(&names)));
+        parts.extend(down.iter().map(|o| format!("down: {} ({})", o.name(), o.health().reason)));
+        for name in &self.enabled {
+            if !self.observers.iter().any(|o| o.name() == *name) {
+                parts.push(format!("can't run here: {name}"));
+            }
+        }
+        let names: Vec<&str> = self.emitters.iter().map(EmitterHandle::name).collect();
+        parts.push(format!("emitters: {}", or_nothing(&names)));
+        for emitter in &self.emitters {
+            if let EmitterState::Failing(why) = emitter.state() {
+                parts.push(format!("failing: {} ({why})", emitter.name()));
+            }
+        }
+        let stuck = self.emitters.iter().find(|e| e.is_stuck());
+        let stuck = stuck.map(|e| format!("emitter {}", e.name()));
+        Status { text: parts.join("; "), stuck }
+    }
+}
+
+fn or_nothing(names: &[&str]) -> String {
+    if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
 }
 
 fn emitter_state(emitter: &EmitterHandle) -> serde_json::Value {
@@ -84,7 +120,13 @@ fn emitter_state(emitter: &EmitterHandle) -> serde_json::Value {
         EmitterState::Failing(why) => ("failing", Some(why)),
         EmitterState::Ended => ("ended", None),
     };
-    let mut value = json!({"name": emitter.name(), "state": state, "panics": emitter.panics()});
+    let mut value = json!({
+        "name": emitter.name(),
+        "state": state,
+        "panics": emitter.panics(),
+        "taken_over": emitter.taken_over(),
+        "stuck": emitter.is_stuck(),
+    });
     if let Some(why) = why {
         value["why"] = why.into();
     }
@@ -137,10 +179,10 @@ fn emitter_names(config: &Config) -> String {
 }
 
 /// Says so once every observer watches or has failed to: what happens from
-/// this line on is seen.
-async fn announce(observers: Vec<Arc<ObserverRuntime>>, emitters: String) {
+/// this line on is seen. Then keeps the service manager informed, if one asks.
+async fn announce(running: Running, emitters: String, shutdown: Shutdown, deadline: Duration) {
     let mut watching = Vec::new();
-    for observer in &observers {
+    for observer in &running.observers {
         observer.started().await;
         if observer.is_healthy() {
             watching.push(observer.name());
@@ -148,6 +190,9 @@ async fn announce(observers: Vec<Arc<ObserverRuntime>>, emitters: String) {
     }
     let observers = watching.join(",");
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %observers, %emitters, "watching");
+    if let Some(manager) = Manager::from_environment() {
+        manager.attend(|| running.status(), shutdown, deadline).await;
+    }
 }
 
 /// Tells what was not as it should be, and nothing otherwise.

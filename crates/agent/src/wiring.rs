@@ -90,7 +90,7 @@ pub(crate) fn observers(
     emitters: &[EmitterHandle],
     makers: &ProofMakers,
 ) -> Result<Vec<Arc<ObserverRuntime>>, Failed> {
-    let enabled: Vec<&str> = ALL.into_iter().filter(|name| of(config, name).0).collect();
+    let enabled = enabled(config);
     if enabled.is_empty() {
         return Err(Failed::usage("no observer is enabled, so there is nothing to watch"));
     }
@@ -109,6 +109,11 @@ pub(crate) fn observers(
         return Err(Failed::failure(advice));
     }
     Ok(built)
+}
+
+/// The observers that the configuration asks for.
+pub(crate) fn enabled(config: &Config) -> Vec<&'static str> {
+    ALL.into_iter().filter(|name| of(config, name).0).collect()
 }
 
 /// Whether an observer is enabled, and what happens when it fails.

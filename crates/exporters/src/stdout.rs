@@ -162,6 +162,10 @@ impl EventEmitter for StdoutEmitter {
         self.critical
     }
 
+    fn waits_for_reader(&self) -> bool {
+        true
+    }
+
     fn emit<'a>(&'a mut self, batch: &'a [Arc<Event>]) -> Emission<'a, EmitOutcome> {
         let outcome = self.write(batch);
         self.lines.release();

@@ -6,6 +6,7 @@
 //! that its events came from.
 
 mod durable;
+mod seat;
 mod sender;
 mod worker;
 
@@ -16,7 +17,6 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::clock::boot_now_ns;
 use crate::config::BackpressureConfig;
 use crate::doorbell::Doorbell;
 use crate::durable::DurableLog;
@@ -28,9 +28,7 @@ use crate::panic::{Panicked, contain};
 use crate::pool::EventPool;
 use crate::queue::QueueConfig;
 
-use self::durable::DurableWorker;
 use self::sender::Sender;
-use self::worker::Worker;
 
 /// Makes an emitter: one at the start, a fresh one after a panic.
 pub type EmitterFactory = Box<dyn Fn() -> Box<dyn EventEmitter> + Send>;
@@ -42,8 +40,9 @@ pub struct EmitterConfig {
     pub max_retries: u32,
     /// How long an event waits at most for a batch to fill.
     pub drain_interval: Duration,
-    /// How long one call may take before it counts as failed (an emitter that
-    /// blocks its thread can't be interrupted; it is given up at the end).
+    /// How long one call may take before it counts as failed. One that blocks
+    /// its thread a quarter longer is left behind, and a fresh emitter goes on
+    /// (see [`EmitterHandle::supervise`]).
     pub emit_timeout: Duration,
 }
 
@@ -80,8 +79,8 @@ struct Shared {
     bell: Arc<Doorbell>,
     /// Set when the emitter is to end once its lanes are empty.
     ending: watch::Sender<bool>,
-    /// When the call under way began, in nanoseconds of the boot clock; 0: none.
-    emitting_since_ns: AtomicU64,
+    parts: seat::Parts,
+    seat: seat::Seat,
     /// Set when the time to drain is over; ends a wait between tries.
     over: watch::Sender<bool>,
     ended: watch::Sender<bool>,
@@ -163,33 +162,22 @@ impl EmitterHandle {
     ) -> Result<Self, EmitterStartError> {
         let emitter = contain("emitter factory", &factory)?;
         let name = contain("emitter name", || emitter.name().to_owned())?;
+        let parts = seat::Parts::new(factory, &*emitter, config)?;
         let shared = Arc::new(Shared {
-            name: name.clone(),
+            name,
             lanes: Mutex::new(Vec::new()),
             lanes_version: AtomicU64::new(0),
             bell: Arc::new(Doorbell::new()),
             ending: watch::Sender::new(false),
-            emitting_since_ns: AtomicU64::new(0),
+            parts,
+            seat: seat::Seat::new(),
             over: watch::Sender::new(false),
             ended: watch::Sender::new(false),
             state: Mutex::new(EmitterState::Working),
             panics: AtomicU64::new(0),
             log,
         });
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (sender, traits) =
-            Sender::new(Arc::clone(&shared), factory, emitter, config.emit_timeout)?;
-        let thread = std::thread::Builder::new().name(thread_name("emit", &name));
-        match shared.log.clone() {
-            Some(log) => {
-                let worker = DurableWorker::new(sender, traits, log);
-                thread.spawn(move || runtime.block_on(worker.run()))?;
-            }
-            None => {
-                let worker = Worker::new(sender, traits, config);
-                thread.spawn(move || runtime.block_on(worker.run()))?;
-            }
-        }
+        seat::start(&shared, Sender::new(Arc::clone(&shared), 0, Some(emitter)), None)?;
         let last = Arc::new(EndOnDrop { shared: Arc::clone(&shared) });
         Ok(EmitterHandle { shared, _last: last })
     }
@@ -230,10 +218,10 @@ impl EmitterHandle {
     /// How it does.
     #[must_use]
     pub fn state(&self) -> EmitterState {
-        let since = self.shared.emitting_since_ns.load(Ordering::Relaxed);
-        let stalled = Duration::from_nanos(boot_now_ns().saturating_sub(since));
-        if since != 0 && stalled >= STALLED {
-            let seconds = stalled.as_secs();
+        if let Some(busy) = self.shared.seat.busy_for()
+            && busy >= STALLED
+        {
+            let seconds = busy.as_secs();
             return EmitterState::Failing(format!("has been sending a batch for {seconds} s"));
         }
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).clone()

@@ -196,7 +196,6 @@ impl Lane {
         let mut given_up = Vec::new();
         let mut inner = lock(&self.inner);
         inner.state = State::Closed;
-        inner.epoch += 1;
         for priority in Priority::ALL {
             while let Some((event, count)) = inner.queue.pop(priority) {
                 inner.counts.queued -= Tally::one(count);
@@ -204,13 +203,21 @@ impl Lane {
                 given_up.push(event);
             }
         }
-        let in_flight = std::mem::take(&mut inner.counts.in_flight);
-        for priority in Priority::ALL.map(|priority| priority as usize) {
-            inner.counts.dropped[DropReason::Unacknowledged as usize][priority] +=
-                in_flight[priority];
-        }
+        inner.give_up_in_flight();
         drop(inner);
         self.settled.notify_waiters();
+    }
+
+    /// Whoever had what is in flight was left behind: counts it as dropped. What
+    /// waits goes on with somebody else.
+    pub(crate) fn give_up_in_flight(&self) {
+        let mut inner = lock(&self.inner);
+        inner.give_up_in_flight();
+        let settled = inner.is_settled();
+        drop(inner);
+        if settled {
+            self.settled.notify_waiters();
+        }
     }
 
     pub(crate) fn fill(&self) -> Fill {
@@ -225,6 +232,15 @@ impl Lane {
 }
 
 impl Inner {
+    fn give_up_in_flight(&mut self) {
+        self.epoch += 1;
+        let in_flight = std::mem::take(&mut self.counts.in_flight);
+        let unacknowledged = &mut self.counts.dropped[DropReason::Unacknowledged as usize];
+        for priority in Priority::ALL.map(|priority| priority as usize) {
+            unacknowledged[priority] += in_flight[priority];
+        }
+    }
+
     fn is_settled(&self) -> bool {
         self.state == State::Closed
             && self.queue.len() == 0

@@ -7,7 +7,7 @@ mod run;
 mod work;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, TryLockError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -43,6 +43,15 @@ impl SharedSource {
 
     fn interrupt(&self) {
         self.interrupter.interrupt();
+    }
+
+    /// Whether foreign code panicked while it had the lock.
+    fn has_panicked(&self) -> bool {
+        self.source.is_poisoned()
+    }
+
+    fn is_in_use(&self) -> bool {
+        matches!(self.source.try_lock(), Err(TryLockError::WouldBlock))
     }
 }
 

@@ -17,6 +17,9 @@ use crate::shutdown::{Shutdown, ShutdownTrigger, channel};
 /// * restart: the observer starts itself again (see
 ///   [`ObserverRuntime::run`]); nothing of it is seen here.
 /// * fail_fast: all drain, and the report says so.
+///
+/// Emitters are supervised as well: one whose call does not return is replaced
+/// (see [`EmitterHandle::supervise`]).
 #[derive(Debug)]
 pub struct Supervisor {
     observers: Vec<Arc<ObserverRuntime>>,
@@ -72,6 +75,11 @@ impl Supervisor {
             names.insert(task.id(), observer);
         }
         let forward = tokio::spawn(forward(shutdown.clone(), trigger.clone()));
+        // Until the end, the drain included: dropped with this function.
+        let mut watchers = JoinSet::new();
+        for emitter in &self.emitters {
+            watchers.spawn(emitter.supervise());
+        }
         let mut report = Report::default();
         while let Some(ended) = runs.join_next().await {
             let result = ended.unwrap_or_else(|crash| Err(crashed(names.get(&crash.id()), &crash)));

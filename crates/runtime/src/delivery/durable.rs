@@ -11,7 +11,8 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::sender::{Sender, Traits};
+use super::seat::Inheritance;
+use super::sender::Sender;
 use super::{EmitterState, Shared};
 use crate::backoff::{Jitter, emit_delay};
 use crate::durable::{DurableCursor, DurableLog, LogError, Owed, Settled};
@@ -26,7 +27,7 @@ const PANICS_AT_ONE: u32 = 2;
 pub(super) struct DurableWorker {
     shared: Arc<Shared>,
     sender: Sender,
-    traits: Traits,
+    max_batch: usize,
     log: Arc<dyn DurableLog>,
     cursor: Option<Box<dyn DurableCursor>>,
     committed: watch::Receiver<u64>,
@@ -52,44 +53,69 @@ enum Tried {
 }
 
 impl DurableWorker {
-    pub(super) fn new(sender: Sender, traits: Traits, log: Arc<dyn DurableLog>) -> Self {
+    /// One that goes on after another, which was left behind with what it had
+    /// read: that is read again.
+    pub(super) fn new(
+        sender: Sender,
+        inheritance: Option<Inheritance>,
+        log: Arc<dyn DurableLog>,
+    ) -> Self {
         let shared = Arc::clone(&sender.shared);
+        let max_batch = shared.parts.max_batch;
         DurableWorker {
             committed: log.committed(),
             ending: shared.ending.subscribe(),
             over: shared.over.subscribe(),
             jitter: Jitter::new(&shared.name),
-            failures: 0,
-            limit: traits.max_batch,
+            failures: inheritance.map_or(0, |inheritance| inheritance.row),
+            limit: max_batch,
             panics_at_one: 0,
             cursor: None,
             shared,
             sender,
-            traits,
+            max_batch,
             log,
         }
     }
 
     pub(super) async fn run(mut self) {
-        loop {
+        let stays = self.work().await;
+        // What was in flight is stored, not in flight, from here on.
+        self.cursor = None;
+        if stays {
+            self.sender.close().await;
+        } else {
+            self.sender.come_back();
+        }
+    }
+
+    /// Works until the end; `false` if it was left behind meanwhile.
+    async fn work(&mut self) -> bool {
+        if self.failures > 0 && self.wait_a_while(None).await {
+            return true;
+        }
+        while !*self.over.borrow() {
             // Looked at before the log is: what is committed later wakes us.
             self.committed.mark_unchanged();
             let tried = match self.read() {
                 Ok(owed) if owed.is_empty() => {
                     if *self.ending.borrow() {
-                        break;
+                        return true;
                     }
                     self.wait_for_news().await;
                     continue;
                 }
-                Ok(owed) => self.send(owed).await,
+                Ok(owed) => match self.send(owed).await {
+                    Some(tried) => tried,
+                    None => return false,
+                },
                 Err(error) => Tried::Later { hint: None, reason: error.to_string() },
             };
             match tried {
                 Tried::Settled => {
                     self.failures = 0;
                     self.panics_at_one = 0;
-                    self.limit = self.limit.saturating_mul(2).min(self.traits.max_batch);
+                    self.limit = self.limit.saturating_mul(2).min(self.max_batch);
                     self.shared.set_state(EmitterState::Working);
                 }
                 Tried::Again => {}
@@ -98,17 +124,12 @@ impl DurableWorker {
                     self.failures = self.failures.saturating_add(1);
                     // It is kept; a shutdown need not wait for it.
                     if *self.ending.borrow() || self.wait_a_while(hint).await {
-                        break;
+                        return true;
                     }
                 }
             }
-            if *self.over.borrow() {
-                break;
-            }
         }
-        // What was in flight is stored, not in flight, from here on.
-        self.cursor = None;
-        self.sender.close().await;
+        true
     }
 
     fn read(&mut self) -> Result<Vec<Owed>, LogError> {
@@ -152,13 +173,19 @@ impl DurableWorker {
         ended && *self.over.borrow()
     }
 
-    async fn send(&mut self, owed: Vec<Owed>) -> Tried {
+    /// `None` if it was left behind meanwhile.
+    async fn send(&mut self, owed: Vec<Owed>) -> Option<Tried> {
         let seqs: Vec<u64> = owed.iter().map(|owed| owed.seq).collect();
         let events: Vec<Arc<Event>> = owed.into_iter().map(|owed| owed.event).collect();
-        let (outcome, panicked) = self.sender.emit(&events).await;
-        if panicked {
-            return self.look_for_poison(&seqs, None);
-        }
+        let answer = self.sender.emit(&events, None).await?;
+        Some(if answer.panicked {
+            self.look_for_poison(&seqs, None)
+        } else {
+            self.take_note(&seqs, answer.outcome)
+        })
+    }
+
+    fn take_note(&mut self, seqs: &[u64], outcome: EmitOutcome) -> Tried {
         let settled = |seq: &u64, rejected| Settled { seq: *seq, rejected };
         let (settled, rest) = match outcome {
             EmitOutcome::Delivered => (seqs.iter().map(|s| settled(s, None)).collect(), None),
@@ -166,7 +193,7 @@ impl DurableWorker {
                 return Tried::Later { hint: retry_after, reason };
             }
             EmitOutcome::Rejected { reason } | EmitOutcome::TooLarge { reason } => {
-                return self.look_for_poison(&seqs, Some(reason));
+                return self.look_for_poison(seqs, Some(reason));
             }
             EmitOutcome::Each { mut deliveries, reason, retry_after } => {
                 deliveries.resize(seqs.len(), Delivery::Retryable);

@@ -1,56 +1,55 @@
 //! One emitter, called so that whatever it does stays contained.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use super::{EmitterFactory, EmitterState, Shared};
-use crate::clock::boot_now_ns;
+use super::seat::InHand;
+use super::{EmitterState, Shared};
 use crate::emitter::{Delivery, EmitOutcome, EventEmitter};
 use crate::event::Event;
-use crate::panic::{
-    ContainError, Foreign, Panicked, contain, contain_future, contain_with_timeout,
-};
+use crate::panic::{ContainError, Foreign, contain, contain_future, contain_with_timeout};
 
 pub(super) struct Sender {
     pub(super) shared: Arc<Shared>,
-    factory: EmitterFactory,
+    /// The worker's turn at the seat.
+    turn: u64,
     /// `None` after a panic, until it could be made anew.
     emitter: Option<Foreign<Box<dyn EventEmitter>>>,
-    emit_timeout: Duration,
 }
 
-/// What an emitter says of itself, once.
-#[derive(Clone, Copy)]
-pub(super) struct Traits {
-    pub(super) critical: bool,
-    pub(super) max_batch: usize,
-    pub(super) min_batch: usize,
+/// What a batch came to.
+pub(super) struct Answer {
+    pub(super) outcome: EmitOutcome,
+    /// Whether the emitter panicked at it.
+    pub(super) panicked: bool,
 }
 
 impl Sender {
+    /// Around an emitter, or one that makes its emitter itself when it is
+    /// first needed, as that may block as well.
     pub(super) fn new(
         shared: Arc<Shared>,
-        factory: EmitterFactory,
-        emitter: Box<dyn EventEmitter>,
-        emit_timeout: Duration,
-    ) -> Result<(Self, Traits), Panicked> {
-        let (critical, max_batch, min_batch) = contain("emitter settings", || {
-            (emitter.is_critical(), emitter.max_batch(), emitter.min_batch())
-        })?;
-        let max_batch = max_batch.max(1);
-        let traits = Traits { critical, max_batch, min_batch: min_batch.clamp(1, max_batch) };
-        let emitter = Some(Foreign::new(emitter));
-        Ok((Sender { shared, factory, emitter, emit_timeout }, traits))
+        turn: u64,
+        emitter: Option<Box<dyn EventEmitter>>,
+    ) -> Self {
+        Sender { shared, turn, emitter: emitter.map(Foreign::new) }
     }
 
     /// Hands a batch to the emitter, in parts where it is too large for it;
-    /// says beside the outcome whether the emitter panicked.
-    pub(super) async fn emit(&mut self, batch: &[Arc<Event>]) -> (EmitOutcome, bool) {
-        match self.emit_whole(batch).await {
+    /// `None` if that took so long that somebody else has taken over: nothing
+    /// may be accounted for then. Whoever takes over goes on with `in_hand`.
+    pub(super) async fn emit(
+        &mut self,
+        batch: &[Arc<Event>],
+        in_hand: Option<InHand>,
+    ) -> Option<Answer> {
+        self.shared.seat.sit(in_hand);
+        let (outcome, panicked) = match self.emit_whole(batch).await {
             (EmitOutcome::TooLarge { reason }, false) => self.emit_parts(batch, reason).await,
             answer => answer,
-        }
+        };
+        self.shared.seat.rise(self.turn).then_some(Answer { outcome, panicked })
     }
 
     async fn emit_parts(&mut self, batch: &[Arc<Event>], reason: String) -> (EmitOutcome, bool) {
@@ -85,10 +84,8 @@ impl Sender {
             let reason = "it panicked and could not be made anew".to_owned();
             return (EmitOutcome::Retryable { reason, retry_after: None }, false);
         };
-        self.shared.emitting_since_ns.store(boot_now_ns(), Ordering::Relaxed);
-        let limit = self.emit_timeout;
+        let limit = self.shared.parts.config.emit_timeout;
         let result = contain_with_timeout(&self.shared.name, limit, |_| emitter.emit(batch)).await;
-        self.shared.emitting_since_ns.store(0, Ordering::Relaxed);
         let error = match result {
             Ok(outcome) => {
                 self.emitter = Some(emitter);
@@ -115,13 +112,23 @@ impl Sender {
     }
 
     fn make_anew(&self) -> Option<Foreign<Box<dyn EventEmitter>>> {
-        match contain("emitter factory", &self.factory) {
+        let factory = self.shared.parts.factory.lock().unwrap_or_else(PoisonError::into_inner);
+        match contain("emitter factory", &*factory) {
             Ok(fresh) => Some(Foreign::new(fresh)),
             Err(again) => {
                 tracing::error!(emitter = %self.shared.name, error = %again, "can't be made anew");
                 None
             }
         }
+    }
+
+    /// The emitter is dropped, never called again; its place among those that
+    /// were left behind is free.
+    pub(super) fn come_back(self) {
+        let shared = Arc::clone(&self.shared);
+        drop(self);
+        tracing::info!(emitter = %shared.name, "a call that was left behind came back");
+        shared.seat.came_back();
     }
 
     /// Closes the emitter and says that it has ended.

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::sender::{Sender, Traits};
-use super::{EmitterConfig, EmitterState, Shared};
+use super::seat::{InHand, Inheritance};
+use super::sender::Sender;
+use super::{EmitterState, Shared};
 use crate::backoff::{Jitter, emit_delay};
 use crate::emitter::{Delivery, EmitOutcome};
 use crate::event::{Event, Priority};
@@ -17,12 +18,12 @@ use crate::ledger::{DropReason, Tally};
 pub(super) struct Worker {
     shared: Arc<Shared>,
     sender: Sender,
-    config: EmitterConfig,
-    traits: Traits,
+    /// What it took over, until it has come to it.
+    inheritance: Option<Inheritance>,
     lanes: Vec<Arc<Lane>>,
     lanes_version: u64,
     /// Which lane is served first next time.
-    turn: usize,
+    first_lane: usize,
     batch: Batch,
     /// Memory on its way back to the observers.
     spare: Vec<Arc<Event>>,
@@ -43,18 +44,19 @@ struct Batch {
 }
 
 impl Worker {
-    pub(super) fn new(sender: Sender, traits: Traits, config: EmitterConfig) -> Self {
+    /// One that goes on with what another was left behind with, if that is
+    /// given.
+    pub(super) fn new(sender: Sender, inheritance: Option<Inheritance>) -> Self {
         let shared = Arc::clone(&sender.shared);
         Worker {
             jitter: Jitter::new(&shared.name),
             over: shared.over.subscribe(),
             shared,
             sender,
-            config,
-            traits,
+            inheritance,
             lanes: Vec::new(),
             lanes_version: 0,
-            turn: 0,
+            first_lane: 0,
             batch: Batch::default(),
             spare: Vec::new(),
             given_up_in_row: 0,
@@ -62,15 +64,34 @@ impl Worker {
     }
 
     pub(super) async fn run(mut self) {
+        if self.work().await {
+            self.sender.close().await;
+        } else {
+            let sender = self.sender;
+            drop((self.batch, self.spare));
+            sender.come_back();
+        }
+    }
+
+    /// Works until the end; `false` if it was left behind meanwhile.
+    async fn work(&mut self) -> bool {
+        self.look_for_lanes();
+        if let Some(inheritance) = self.inheritance.take()
+            && !self.take_up(inheritance).await
+        {
+            return false;
+        }
         loop {
             self.look_for_lanes();
             self.gather_with_patience().await;
             if !self.batch.events.is_empty() {
-                self.deliver().await;
+                if !self.deliver(0).await {
+                    return false;
+                }
                 continue;
             }
             if self.is_over() {
-                break;
+                return true;
             }
             let shared = Arc::clone(&self.shared);
             let known = self.lanes_version;
@@ -81,7 +102,19 @@ impl Worker {
             };
             self.shared.bell.wait(has_news).await;
         }
-        self.sender.close().await;
+    }
+
+    /// Goes on with what somebody else was left behind with, not at once.
+    async fn take_up(&mut self, inheritance: Inheritance) -> bool {
+        self.given_up_in_row = inheritance.row - 1;
+        let Some(InHand { events, from, mut epochs, failures }) = inheritance.in_hand else {
+            self.hold_back(None).await;
+            return true;
+        };
+        // Lanes are only ever added, at the end.
+        epochs.resize(self.lanes.len(), 0);
+        self.batch = Batch { events, from, epochs };
+        if self.tries_again(failures, None).await { self.deliver(failures + 1).await } else { true }
     }
 
     fn is_over(&self) -> bool {
@@ -100,12 +133,12 @@ impl Worker {
     /// Takes what is there; an emitter whose requests are dear waits for more,
     /// `drain_interval` at the longest.
     async fn gather_with_patience(&mut self) {
-        let patient = self.traits.min_batch > 1 && !*self.shared.ending.borrow();
+        let patient = self.shared.parts.min_batch > 1 && !*self.shared.ending.borrow();
         let waiting = if patient { self.shared.waiting() } else { 0 };
-        if waiting > 0 && waiting < self.traits.min_batch {
-            let until = tokio::time::Instant::now() + self.config.drain_interval;
+        if waiting > 0 && waiting < self.shared.parts.min_batch {
+            let until = tokio::time::Instant::now() + self.shared.parts.config.drain_interval;
             let shared = Arc::clone(&self.shared);
-            let enough = self.traits.min_batch;
+            let enough = self.shared.parts.min_batch;
             let full = async {
                 while shared.waiting() < enough && !*shared.ending.borrow() {
                     let before = shared.waiting();
@@ -127,11 +160,11 @@ impl Worker {
         epochs.resize(lanes, 0);
         for priority in Priority::ALL {
             for offset in 0..lanes {
-                let room = self.traits.max_batch - events.len();
+                let room = self.shared.parts.max_batch - events.len();
                 if room == 0 {
                     break;
                 }
-                let index = (self.turn + offset) % lanes;
+                let index = (self.first_lane + offset) % lanes;
                 // A fair share of what is left, so that a noisy observer can't
                 // keep another out of the batch.
                 let share = room.div_ceil(lanes - offset);
@@ -145,42 +178,56 @@ impl Worker {
                 }
             }
         }
-        self.turn = if lanes == 0 { 0 } else { (self.turn + 1) % lanes };
+        self.first_lane = if lanes == 0 { 0 } else { (self.first_lane + 1) % lanes };
     }
 
-    /// Emits the batch until nothing of it is left.
-    async fn deliver(&mut self) {
-        let mut failures = 0u32;
+    /// Emits the batch until nothing of it is left; `false` if it was left
+    /// behind meanwhile.
+    async fn deliver(&mut self, mut failures: u32) -> bool {
         loop {
-            let (outcome, _) = self.sender.emit(&self.batch.events).await;
-            let (hint, reason) = self.account(outcome);
+            let in_hand = self.shared.parts.critical.then(|| InHand {
+                events: self.batch.events.clone(),
+                from: self.batch.from.clone(),
+                epochs: self.batch.epochs.clone(),
+                failures,
+            });
+            let Some(answer) = self.sender.emit(&self.batch.events, in_hand).await else {
+                return false;
+            };
+            let (hint, reason) = self.account(answer.outcome);
             if self.batch.events.is_empty() {
                 self.given_up_in_row = 0;
                 self.note(reason);
-                return;
+                return true;
             }
             let reason = reason.unwrap_or_else(|| "no reason given".to_owned());
             self.shared.set_state(EmitterState::Failing(reason));
-            let retries = if self.traits.critical { self.config.max_retries } else { 0 };
-            if failures >= retries {
-                let why = if self.traits.critical {
-                    DropReason::RetriesExhausted
-                } else {
-                    DropReason::TriedOnce
-                };
-                self.drop_rest(why);
-                self.hold_back(hint).await;
-                return;
+            if !self.tries_again(failures, hint).await {
+                return true;
             }
-            failures += 1;
-            let delay = emit_delay(failures, hint, &mut self.jitter);
-            if self.sleep_unless_over(delay).await {
-                // What is in flight was given up and counted already.
-                self.batch.events.clear();
-                self.batch.from.clear();
-                return;
-            }
+            failures = failures.saturating_add(1);
         }
+    }
+
+    /// Waits until the batch may be tried again, after it had failed this often
+    /// before and has now once more; `false` if nothing of it is left to try.
+    async fn tries_again(&mut self, failures: u32, hint: Option<Duration>) -> bool {
+        let critical = self.shared.parts.critical;
+        let retries = if critical { self.shared.parts.config.max_retries } else { 0 };
+        if failures >= retries {
+            let why = if critical { DropReason::RetriesExhausted } else { DropReason::TriedOnce };
+            self.drop_rest(why);
+            self.hold_back(hint).await;
+            return false;
+        }
+        let delay = emit_delay(failures.saturating_add(1), hint, &mut self.jitter);
+        if self.sleep_unless_over(delay).await {
+            // What is in flight was given up and counted already.
+            self.batch.events.clear();
+            self.batch.from.clear();
+            return false;
+        }
+        true
     }
 
     /// The breaker: after a batch that was given up, nothing is taken from the

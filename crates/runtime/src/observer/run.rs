@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::work::{End, Orders, Thread, Work};
@@ -80,6 +81,23 @@ enum Outcome {
     Hung(String, VecDeque<Work>),
 }
 
+/// What a thread is at. It makes progress while this changes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum At {
+    /// A piece of work, and which record of it.
+    Record(u64, usize),
+    /// Its source, where records wait, after this many that it has read.
+    Unread(u64),
+}
+
+/// What does not return.
+enum Hung {
+    /// The processor; this is left to do.
+    Processor(VecDeque<Work>),
+    /// The source's read.
+    Source,
+}
+
 /// Starts within a period, and when to try next.
 struct Restarts {
     recent: VecDeque<Instant>,
@@ -115,6 +133,11 @@ impl ObserverRuntime {
         };
         let checks = tokio::spawn(Arc::clone(&self.health).run(shutdown.clone()));
         let folds = tokio::spawn(Arc::clone(&self).end_storms());
+        // Until the end, the drain included: dropped with this function.
+        let mut watchers = JoinSet::new();
+        for emitter in &self.owned {
+            watchers.spawn(emitter.supervise());
+        }
         let result = self.run_incarnations(source, &shutdown).await;
         self.set_stage(Stage::Ended);
         folds.abort();
@@ -166,7 +189,9 @@ impl ObserverRuntime {
                 Ok(Outcome::Failed(why, left) | Outcome::Hung(why, left)) => {
                     let policy = self.config.failure.policy;
                     tracing::error!(observer = %self.name, %why, ?policy, "observer failed");
-                    if policy != FailurePolicy::Restart {
+                    // There is one source, and none is used again after a panic.
+                    let is_lost = source.as_ref().is_some_and(SharedSource::has_panicked);
+                    if policy != FailurePolicy::Restart || is_lost {
                         self.give_up(left);
                         break Err(RunError::Failed { observer: self.name.clone(), why, policy });
                     }
@@ -258,6 +283,10 @@ impl ObserverRuntime {
         let orders = Arc::new(Orders::default());
         let mut thread = match source {
             None => None,
+            Some(source) if !first && source.is_in_use() => {
+                let why = "its source is still in a read that does not return";
+                return Ok(Outcome::Failed(why.to_owned(), todo));
+            }
             Some(source) => {
                 let records = todo.iter().map(Work::len).sum();
                 let started = tokio::select! {
@@ -289,10 +318,18 @@ impl ObserverRuntime {
                 thread = None;
                 Some(self.outcome_of(end))
             }
-            taken = self.hang() => {
+            hung = self.hang(source) => {
                 // The thread is left behind; it can't be ended.
                 thread = None;
-                Some(Outcome::Hung(self.hang_message(), taken))
+                Some(match hung {
+                    Hung::Processor(left) => Outcome::Hung(self.hang_message(), left),
+                    Hung::Source => {
+                        // Should it come back, it is to touch nothing more.
+                        orders.quit.store(true, Ordering::Release);
+                        let why = "records wait, and its source's read does not return";
+                        Outcome::Failed(why.to_owned(), VecDeque::new())
+                    }
+                })
             }
             Some(Failure::Fatal(why)) = failures.recv() => Some(Outcome::Failed(why, VecDeque::new())),
         };
@@ -375,25 +412,50 @@ impl ObserverRuntime {
         Ok(has_ended)
     }
 
-    /// Waits until the thread has had work and made no progress for too long;
-    /// returns what it leaves to do.
-    async fn hang(&self) -> VecDeque<Work> {
+    /// Waits until the thread has had work and made no progress for too long:
+    /// a record that it is at, or records that wait unread in its source.
+    async fn hang(&self, source: Option<&SharedSource>) -> Hung {
         let limit = self.config.health.hang_timeout.0;
         let mut before = None;
         let mut since = Instant::now();
+        let mut woken = false;
         loop {
             // Idle costs one wake-up per limit; work is looked at twice as often.
             tokio::time::sleep(if before.is_some() { limit / 2 } else { limit }).await;
-            let now = self.seat.progress();
+            let now = self.at();
             if now.is_none() || now != before {
-                (before, since) = (now, Instant::now());
-            } else if since.elapsed() >= limit
-                && let Some((left, at_a_record)) = self.seat.take_over()
-            {
-                self.count_hung(at_a_record);
-                return left;
+                (before, since, woken) = (now, Instant::now(), false);
+                continue;
+            }
+            if since.elapsed() < limit {
+                continue;
+            }
+            match (now, source) {
+                (Some(At::Unread(_)), Some(source)) if !woken => {
+                    // Whatever its read waits for, records are there.
+                    source.interrupt();
+                    (since, woken) = (Instant::now(), true);
+                }
+                (Some(At::Unread(_)), _) => return Hung::Source,
+                _ => {
+                    if let Some((left, at_a_record)) = self.seat.take_over() {
+                        self.count_hung(at_a_record);
+                        return Hung::Processor(left);
+                    }
+                }
             }
         }
+    }
+
+    /// What the thread has to do; `None` if that is nothing.
+    fn at(&self) -> Option<At> {
+        if let Some((beat, record)) = self.seat.progress() {
+            return Some(At::Record(beat, record));
+        }
+        let ledger = self.source_ledger.get()?;
+        let counts = contain("source ledger", || ledger.counts()).ok()?;
+        let received = self.pipeline.counts.received_from_source.load(Ordering::Relaxed);
+        (counts.in_ring > 0).then_some(At::Unread(received))
     }
 
     fn count_hung(&self, at_a_record: bool) {
@@ -465,6 +527,9 @@ impl ObserverRuntime {
     }
 
     fn close_source(&self, source: &SharedSource) {
+        if source.has_panicked() {
+            return;
+        }
         // A thread that was left behind inside `read` still holds it.
         match source.source.try_lock() {
             Ok(mut source) => {
