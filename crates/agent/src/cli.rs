@@ -1,12 +1,15 @@
 //! The command line. Parsing touches no port, no file and no kernel.
 
+use std::fmt;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use vahti_exporters::Format;
 
 use crate::config::LogLevel;
 use crate::config::settings::{Emit, Observer, Overrides};
+use crate::history::Moment;
 
 const ABOUT: &str = "Sees what fails on this node, why, and with what proof";
 
@@ -72,16 +75,16 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: SchemaCommand,
     },
-    /// Prints the accounting of the running agent: nothing lost unaccounted.
+    /// Shows what failed on this node, whether the agent runs or not.
+    #[command(after_help = EVENTS_EXAMPLES)]
+    Events(EventsArgs),
+    /// Shows what caused an event, and what it caused.
+    #[command(after_help = WHY_EXAMPLES)]
+    Why(WhyArgs),
+    /// Prints the accounting: nothing lost unaccounted. Of a stopped agent, as
+    /// its store has it.
     #[command(after_help = LEDGER_EXAMPLES)]
-    Ledger {
-        /// Prints JSON.
-        #[arg(long)]
-        json: bool,
-        /// The socket of the agent.
-        #[arg(long, value_name = "PATH")]
-        socket: Option<PathBuf>,
-    },
+    Ledger(LedgerArgs),
     /// Prints completions for a shell.
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions {
@@ -92,7 +95,7 @@ pub(crate) enum Command {
 
 const RUN_EXAMPLES: &str = "\
 Environment: VAHTI_CONFIG, VAHTI_NODE_NAME, VAHTI_OBSERVERS, VAHTI_EMIT,
-VAHTI_LOG, VAHTI_SOCKET. The command line goes before the configuration file,
+VAHTI_STORE, VAHTI_LOG, VAHTI_SOCKET. The command line goes before the configuration file,
 the file before the environment, the environment before the defaults.
 
 SIGTERM and SIGINT deliver what was accepted, within limits.drain_deadline,
@@ -126,9 +129,31 @@ const SCHEMA_EXAMPLES: &str = "\
 Examples:
   vahti schema event > event.schema.json";
 
+const EVENTS_EXAMPLES: &str = "\
+Moments: how long ago (30s, 5m, 2h, 7d) or 2026-11-22T14:00:00Z.
+Environment: VAHTI_STORE.
+
+Examples:
+  vahti events --since 1h
+  vahti events --subtype oom_kill --container 3f2a
+  vahti events --peer 10.0.0.7:5432 --limit 0 --format json | jq .process
+  vahti events --severity error --severity fatal --follow";
+
+const WHY_EXAMPLES: &str = "\
+Environment: VAHTI_STORE.
+
+Examples:
+  vahti why 01KAMPTY1R5GMXS4QZVXJ1GFCW
+  vahti events --since 5m --format json | jq -r .id | head -1 | xargs vahti why";
+
 const LEDGER_EXAMPLES: &str = "\
+With --follow, what comes after the accounting is one line for each event that
+is committed: its id, its priority and its subtype. Environment: VAHTI_SOCKET,
+VAHTI_STORE.
+
 Examples:
   vahti ledger
+  vahti ledger --follow
   vahti ledger --json | jq '.observers[].lanes[].difference'";
 
 const COMPLETIONS_EXAMPLES: &str = "\
@@ -161,6 +186,105 @@ pub(crate) enum SchemaCommand {
     Event,
 }
 
+/// The arguments of `vahti events`.
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// From this moment on.
+    #[arg(long, value_name = "MOMENT")]
+    pub(crate) since: Option<Moment>,
+    /// Before this moment.
+    #[arg(long, value_name = "MOMENT", conflicts_with = "follow")]
+    pub(crate) until: Option<Moment>,
+    /// Of this type, such as network.
+    #[arg(long = "type", value_name = "TYPE")]
+    pub(crate) event_type: Option<String>,
+    /// Of this subtype, such as connection_refused.
+    #[arg(long, value_name = "SUBTYPE")]
+    pub(crate) subtype: Option<String>,
+    /// Of this severity: debug, info, warning, error or fatal. May be given
+    /// several times.
+    #[arg(long, value_name = "SEVERITY", value_delimiter = ',')]
+    pub(crate) severity: Vec<SeverityName>,
+    /// Of this pod, namespace/name.
+    #[arg(long, value_name = "POD")]
+    pub(crate) pod: Option<String>,
+    /// Of this container: its id, or how it begins.
+    #[arg(long, value_name = "ID")]
+    pub(crate) container: Option<String>,
+    /// Of this process: its name, or its id.
+    #[arg(long, value_name = "PROCESS")]
+    pub(crate) process: Option<String>,
+    /// With this peer: its address, or its address and port.
+    #[arg(long, value_name = "PEER")]
+    pub(crate) peer: Option<String>,
+    /// Of this trace.
+    #[arg(long, value_name = "TRACE")]
+    pub(crate) trace: Option<String>,
+    /// The newest so many; 0 for all.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(crate) limit: u64,
+    /// Goes on with what is committed from now on.
+    #[arg(long)]
+    pub(crate) follow: bool,
+    /// text or json; text on a terminal and json elsewhere, if not given.
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    pub(crate) format: Option<Format>,
+    /// The store's folder; /var/lib/vahti if not given.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) store: Option<PathBuf>,
+}
+
+/// A severity's word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SeverityName(&'static str);
+
+impl fmt::Display for SeverityName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl FromStr for SeverityName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        use vahti_runtime::event::Severity::{Debug, Error, Fatal, Info, Warning};
+        let known = [Debug, Info, Warning, Error, Fatal].map(|severity| severity.as_str());
+        let known = known.into_iter().find(|known| *known == text).map(SeverityName);
+        known.ok_or("must be debug, info, warning, error or fatal")
+    }
+}
+
+/// The arguments of `vahti why`.
+#[derive(Debug, Args)]
+pub(crate) struct WhyArgs {
+    /// The event's id.
+    pub(crate) id: String,
+    /// Prints JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The store's folder; /var/lib/vahti if not given.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) store: Option<PathBuf>,
+}
+
+/// The arguments of `vahti ledger`.
+#[derive(Debug, Args)]
+pub(crate) struct LedgerArgs {
+    /// Prints JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Goes on with the id of every event as it is committed.
+    #[arg(long)]
+    pub(crate) follow: bool,
+    /// The socket of the agent; /run/vahti/vahti.sock as root.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// The store's folder; /var/lib/vahti if not given.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) store: Option<PathBuf>,
+}
+
 /// The arguments of `vahti run`.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
@@ -177,6 +301,9 @@ pub(crate) struct RunArgs {
     /// json elsewhere, if not given.
     #[arg(long, value_name = "FORMAT", value_parser = format)]
     format: Option<Format>,
+    /// The store's folder, or none for no store; /var/lib/vahti as root.
+    #[arg(long, value_name = "PATH")]
+    store: Option<PathBuf>,
     /// How much vahti tells about itself on standard error: off, error, warn,
     /// info, debug or trace.
     #[arg(long, value_name = "LEVEL")]
@@ -195,6 +322,7 @@ impl RunArgs {
             emit: self.emit.clone(),
             format: self.format,
             log: self.log,
+            store: self.store.clone(),
         }
     }
 }

@@ -18,6 +18,7 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use vahti_exporters::store::StoreConfig;
 use vahti_exporters::{FileConfig, Format};
 use vahti_runtime::config as runtime;
 use vahti_runtime::config::InvalidField;
@@ -45,6 +46,9 @@ pub(crate) struct Config {
     /// Where events go: 1 to 16 of them. Each has a queue for each observer; a
     /// slow one holds up no other.
     pub(crate) emitters: Emitters,
+    /// What is kept on this node: the history that `vahti events` shows, and
+    /// the log that durable emitters are served from.
+    pub(crate) store: StoreSettings,
     /// Bounds for the program as a whole.
     pub(crate) limits: Limits,
 }
@@ -226,6 +230,12 @@ pub(crate) struct EmitterConfig {
     /// max_retries times; the others try once.
     #[serde(default)]
     pub(crate) critical: bool,
+    /// Whether it is served from the store: what it fails to write is tried
+    /// again until it arrives, also after a restart, for as long as the store
+    /// keeps it; some may arrive twice. max_retries and drain_interval do not
+    /// apply.
+    #[serde(default)]
+    pub(crate) durable: bool,
     /// How often a critical emitter tries a batch again before it is dropped:
     /// 0 to 1,000; the largest of the enabled observers' if not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -268,6 +278,7 @@ impl EmitterConfig {
             kind,
             name: None,
             critical: false,
+            durable: false,
             max_retries: None,
             drain_interval: None,
             format: None,
@@ -292,6 +303,54 @@ impl EmitterConfig {
             keep: self.keep.unwrap_or(defaults.keep),
             path: defaults.path,
         }
+    }
+}
+
+/// What is kept on this node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(transform = describe::<StoreSettings>)]
+pub(crate) struct StoreSettings {
+    /// Its folder, which belongs to the store alone, or `none` for no store;
+    /// /var/lib/vahti if not set, or vahti in $XDG_STATE_HOME without the right
+    /// to that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"/var/lib/vahti")]
+    pub(crate) path: Option<PathBuf>,
+    /// How large it may become, write-ahead log included: 8MiB to 1024GiB.
+    /// Beyond it the oldest events leave: first what every durable emitter has,
+    /// normal ones before critical ones.
+    pub(crate) max_bytes: ByteSize,
+    /// How long events are kept: 1m to 3660d.
+    pub(crate) max_age: HumanDuration,
+}
+
+impl Default for StoreSettings {
+    fn default() -> Self {
+        let StoreConfig { max_bytes, max_age, .. } = StoreConfig::at("");
+        StoreSettings { path: None, max_bytes, max_age }
+    }
+}
+
+impl StoreSettings {
+    /// Whether there is to be none.
+    pub(crate) fn is_off(&self) -> bool {
+        self.path.as_deref() == Some(Path::new("none"))
+    }
+
+    /// What the store is told, in this folder.
+    pub(crate) fn to_store(&self, path: PathBuf) -> StoreConfig {
+        StoreConfig { path, max_bytes: self.max_bytes, max_age: self.max_age }
+    }
+}
+
+impl Bounded for StoreSettings {
+    fn sample() -> Self {
+        StoreSettings { path: Some("/var/lib/vahti".into()), ..StoreSettings::default() }
+    }
+
+    fn check(&self, checked: &mut Checked) {
+        self.to_store(self.path.clone().unwrap_or_else(|| "unset".into())).check(checked);
     }
 }
 
@@ -383,6 +442,17 @@ impl Bounded for Config {
         for (i, emitter) in emitters.iter().enumerate() {
             check_apart(checked, &format!("emitters[{i}]"), emitter, &emitters[..i]);
         }
+        for (i, emitter) in emitters.iter().enumerate() {
+            checked.that(
+                !emitter.durable || !self.store.is_off(),
+                &format!("emitters[{i}].durable"),
+                || ("true".to_owned(), "false where store.path is none".to_owned()),
+            );
+            checked.that(emitter.name() != "store", &format!("emitters[{i}].name"), || {
+                (quoted("store"), "another name: that is the store's own".to_owned())
+            });
+        }
+        checked.inside("store", &self.store);
         checked.inside("limits", &self.limits);
     }
 }
@@ -460,6 +530,9 @@ impl Bounded for EmitterConfig {
         checked.text("name", self.name.as_deref(), EMITTER_NAME);
         checked.whole("max_retries", self.max_retries.map(u64::from), 0, 1_000);
         checked.duration("drain_interval", self.drain_interval, 1, 3_600_000);
+        checked.that(!self.durable || self.kind != EmitterType::None, "durable", || {
+            ("true".to_owned(), "false for an emitter of type none".to_owned())
+        });
         for (key, kind) in OF_TYPE {
             checked.that(!self.sets(key) || self.kind == kind, key, || {
                 let bound = format!("left out for an emitter of type {}", self.kind.as_str());

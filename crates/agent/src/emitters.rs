@@ -4,13 +4,16 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use vahti_exporters::store::{COMMIT_WINDOW, Store};
 use vahti_exporters::{FileEmitter, NoneEmitter, StdoutEmitter};
 use vahti_runtime::delivery::EmitterHandle;
 use vahti_runtime::emitter::EventEmitter;
 
 use crate::config::{Config, EmitterConfig, EmitterType};
 use crate::output::Failed;
+use crate::store_path;
 
 type Make = Box<dyn Fn() -> Box<dyn EventEmitter> + Send>;
 
@@ -21,6 +24,7 @@ type Make = Box<dyn Fn() -> Box<dyn EventEmitter> + Send>;
 /// One can't be started; the message says which and why.
 pub(crate) fn start(
     config: &Config,
+    store: Option<&Store>,
     nobody_reads: impl Fn() + Send + Sync + 'static,
 ) -> Result<Vec<EmitterHandle>, Failed> {
     let emitters = &config.emitters.0;
@@ -30,16 +34,52 @@ pub(crate) fn start(
             nobody_reads();
         }
     });
-    emitters
-        .iter()
-        .map(|emitter| {
-            let failed = |why: String| {
-                Failed::failure(format!("emitter {} can't be started: {why}", emitter.name()))
-            };
-            let make = factory(emitter, &nobody_reads).map_err(failed)?;
-            EmitterHandle::start(make, served(emitter, config)).map_err(|e| failed(e.to_string()))
-        })
-        .collect()
+    let own = store.map(|store| {
+        let emitter = store.clone();
+        // What can't be committed waits in its lanes, and those decide what goes.
+        let served = vahti_runtime::delivery::EmitterConfig {
+            max_retries: u32::MAX,
+            drain_interval: COMMIT_WINDOW,
+            ..Default::default()
+        };
+        EmitterHandle::start(move || Box::new(emitter.emitter()), served)
+            .map_err(|error| Failed::failure(format!("the store can't be started: {error}")))
+    });
+    let others = emitters.iter().map(|emitter| {
+        let failed = |why: String| {
+            Failed::failure(format!("emitter {} can't be started: {why}", emitter.name()))
+        };
+        let make = factory(emitter, &nobody_reads).map_err(failed)?;
+        let served = served(emitter, config);
+        let started = match store.filter(|_| emitter.durable) {
+            Some(store) => EmitterHandle::start_durable(make, served, Arc::new(store.clone())),
+            None => EmitterHandle::start(make, served),
+        };
+        started.map_err(|error| failed(error.to_string()))
+    });
+    own.into_iter().chain(others).collect()
+}
+
+/// Opens the store that is configured, if one is. One that can't be used for
+/// now is told of, and tried again.
+///
+/// # Errors
+/// Another agent has it.
+pub(crate) fn open_store(config: &Config) -> Result<Option<Store>, Failed> {
+    if config.store.is_off() {
+        return Ok(None);
+    }
+    let Some(path) = config.store.path.clone().or_else(store_path::default_path) else {
+        tracing::warn!("there is no folder for a store: HOME is not set; nothing is kept");
+        return Ok(None);
+    };
+    let durable = config.emitters.0.iter().filter(|emitter| emitter.durable);
+    let durable = durable.map(|emitter| emitter.name().to_owned()).collect();
+    // As long as a restart may take.
+    let patience = config.limits.drain_deadline.0 + Duration::from_secs(1);
+    Store::open(config.store.to_store(path), durable, patience)
+        .map(Some)
+        .map_err(|error| Failed::failure(error.to_string()))
 }
 
 /// How an emitter is served: as its own entry says, else as the most patient of
@@ -61,6 +101,7 @@ fn factory(
     nobody_reads: &Arc<impl Fn() + Send + Sync + 'static>,
 ) -> Result<Make, String> {
     let (name, critical) = (emitter.name().to_owned(), emitter.critical);
+    let durable = emitter.durable;
     match emitter.kind {
         EmitterType::None => Ok(Box::new(move || Box::new(NoneEmitter::new(&name)))),
         EmitterType::Stdout => {
@@ -79,7 +120,7 @@ fn factory(
             Ok(Box::new(move || {
                 let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
                 let file = first.unwrap_or_else(|| FileEmitter::deferred(&name, config.clone()));
-                Box::new(file.critical(critical))
+                Box::new(file.critical(critical).synced(durable))
             }))
         }
     }

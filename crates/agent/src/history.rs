@@ -80,7 +80,8 @@ pub(crate) fn follow(
                     return Ok(SUCCESS);
                 }
                 // What does not fit the question was looked at as well.
-                seen = if more { last.unwrap_or(end) } else { seen.max(end).max(last.unwrap_or(0)) };
+                seen =
+                    if more { last.unwrap_or(end) } else { seen.max(end).max(last.unwrap_or(0)) };
                 if !more {
                     break;
                 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde_json::json;
+use vahti_exporters::store::Store;
 use vahti_runtime::delivery::{EmitterHandle, EmitterState};
 use vahti_runtime::ledger::ObserverLedger;
 use vahti_runtime::observer::ObserverRuntime;
@@ -15,11 +16,15 @@ use crate::cli::RunArgs;
 use crate::config::Config;
 use crate::config::settings;
 use crate::control::{self, Control, ControlError, Found, Reply};
+use crate::gap::GapObserver;
 use crate::notify::{Manager, Status};
 use crate::output::{FAILURE, Failed, Outcome, SUCCESS};
 use crate::proofs::ProofMakers;
 use crate::signals::Signals;
 use crate::{emitters, log, losses, socket, wiring};
+
+/// How exactly the beginning of a gap is known, where nothing was committed.
+const ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Watches this node until it is told to stop.
 pub(crate) fn run(args: &RunArgs) -> Outcome {
@@ -33,14 +38,22 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     let _control = control(args, &running, &makers)?;
     let (trigger, shutdown) = shutdown::channel();
     let nobody_reads = trigger.clone();
-    let emitters = emitters::start(&config, move || nobody_reads.begin())?;
+    let store = emitters::open_store(&config)?;
+    let emitters = emitters::start(&config, store.as_ref(), move || nobody_reads.begin())?;
     let observers = wiring::observers(&config, &emitters, &makers)?;
+    let gap = store.as_ref().and_then(Store::gap_from_ns);
+    let gap = gap.map(|from_ns| GapObserver::new(from_ns, &config, &emitters)).transpose()?;
     let deadline = config.limits.drain_deadline.0;
     let supervisor = observers
         .iter()
+        .chain(gap.iter().map(|gap| &gap.runtime))
         .fold(Supervisor::new(emitters.clone(), deadline), |s, o| s.observer(Arc::clone(o)));
     let enabled = wiring::enabled(&config);
-    let running = running.get_or_init(|| Running { observers, emitters, enabled });
+    if let Some(store) = &store {
+        let running = Arc::clone(&running);
+        store.set_ledger(move || running.get().map_or_else(|| b"{}".to_vec(), Running::ledger));
+    }
+    let running = running.get_or_init(|| Running { observers, emitters, enabled, gap, store });
     signals.watch(move || trigger.begin()).map_err(|e| system("watch signals", &e))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -49,12 +62,17 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     let report = runtime.block_on(async {
         let names = emitter_names(&config);
         let told = tokio::spawn(announce(running.clone(), names, shutdown.clone(), deadline));
+        let ticks = tokio::spawn(keep_alive(running.store.clone()));
         let report = supervisor.run(shutdown).await;
         told.abort();
+        ticks.abort();
         report
     });
     // Whatever still blocks a thread must not hold up the end.
     runtime.shutdown_background();
+    if let Some(store) = &running.store {
+        store.end();
+    }
     Ok(conclude(&report, running))
 }
 
@@ -69,19 +87,29 @@ struct Running {
     emitters: Vec<EmitterHandle>,
     /// The observers that are wanted; some may not run here.
     enabled: Vec<&'static str>,
+    /// What tells of the time before the start, if nobody watched then.
+    gap: Option<GapObserver>,
+    store: Option<Store>,
 }
 
 impl Running {
     fn ledgers(&self) -> Vec<ObserverLedger> {
-        self.observers.iter().map(|observer| observer.ledger()).collect()
+        let gap = self.gap.iter().map(|gap| &gap.runtime);
+        self.observers.iter().chain(gap).map(|observer| observer.ledger()).collect()
     }
 
     fn ledger(&self) -> Vec<u8> {
         let observers = self.ledgers();
         let emitters: Vec<_> = self.emitters.iter().map(emitter_state).collect();
-        json!({"pid": std::process::id(), "observers": observers, "emitters": emitters})
-            .to_string()
-            .into_bytes()
+        let mut ledger =
+            json!({"pid": std::process::id(), "observers": observers, "emitters": emitters});
+        if let Some(store) = &self.store {
+            let durable = self.emitters.iter().filter(|emitter| emitter.is_durable());
+            let lanes = std::iter::once(store.own_line());
+            let lanes: Vec<_> = lanes.chain(durable.flat_map(EmitterHandle::lane_lines)).collect();
+            ledger["store"] = json!({"lanes": lanes, "set_aside": store.set_aside()});
+        }
+        ledger.to_string().into_bytes()
     }
 
     /// In one line. Whatever is down by its policy is told, and is not stuck:
@@ -190,8 +218,20 @@ async fn announce(running: Running, emitters: String, shutdown: Shutdown, deadli
     }
     let observers = watching.join(",");
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %observers, %emitters, "watching");
+    if let Some(gap) = &running.gap {
+        gap.is_over();
+    }
     if let Some(manager) = Manager::from_environment() {
         manager.attend(|| running.status(), shutdown, deadline).await;
+    }
+}
+
+/// Has the store know that the agent is alive.
+async fn keep_alive(store: Option<Store>) {
+    let Some(store) = store else { return };
+    loop {
+        tokio::time::sleep(ALIVE_INTERVAL).await;
+        store.tick();
     }
 }
 

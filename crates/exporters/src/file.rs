@@ -112,6 +112,7 @@ fn shown(path: &Path) -> std::borrow::Cow<'_, str> {
 pub struct FileEmitter {
     name: String,
     critical: bool,
+    synced: bool,
     config: FileConfig,
     current: Option<Current>,
     lines: Lines,
@@ -151,6 +152,7 @@ impl FileEmitter {
         FileEmitter {
             name: name.to_owned(),
             critical: false,
+            synced: false,
             config,
             current: None,
             lines: Lines::default(),
@@ -169,6 +171,13 @@ impl FileEmitter {
     #[must_use]
     pub fn critical(mut self, critical: bool) -> Self {
         self.critical = critical;
+        self
+    }
+
+    /// Whether a batch counts as delivered only once the disk has it.
+    #[must_use]
+    pub fn synced(mut self, synced: bool) -> Self {
+        self.synced = synced;
         self
     }
 
@@ -363,7 +372,14 @@ impl EventEmitter for FileEmitter {
 
     fn emit<'a>(&'a mut self, batch: &'a [Arc<Event>]) -> Emission<'a, EmitOutcome> {
         self.lines.render(batch, to_json_line);
-        let (delivered, result) = self.write(batch.len());
+        let (mut delivered, mut result) = self.write(batch.len());
+        if self.synced
+            && let Some(current) = &self.current
+            && let Err(error) = current.file.sync_data()
+        {
+            // Whether the disk has any of it can't be known.
+            (delivered, result) = (0, Err(self.error("write", &error)));
+        }
         self.lines.release();
         let reason = result.err().map(|e| e.to_string()).unwrap_or_default();
         Box::pin(ready(outcome(delivered, batch.len(), Delivery::Retryable, reason)))

@@ -36,7 +36,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use vahti_runtime::clock::ClockPair;
-use vahti_runtime::config::InvalidField;
+use vahti_runtime::config::bounds::{Bounded, Checked, describe};
 use vahti_runtime::emitter::{Emission, EmitOutcome, EventEmitter};
 use vahti_runtime::event::{Event, Priority, escape};
 use vahti_runtime::ledger::{LaneLine, Tally};
@@ -51,6 +51,7 @@ pub use self::reader::{Filter, ReadError, Reader, Row, Snapshot};
 /// What can be set about the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(transform = describe::<StoreConfig>)]
 pub struct StoreConfig {
     /// Its folder, which belongs to the store alone; made with mode 0700.
     pub path: PathBuf,
@@ -80,31 +81,19 @@ impl StoreConfig {
             max_age: default_max_age(),
         }
     }
+}
 
-    /// Checks every value against its bound; returns those that are out of it.
-    #[must_use]
-    pub fn validate(&self) -> Vec<InvalidField> {
-        let mut wrong = Vec::new();
-        let mut check = |ok: bool, path: &str, value: String, bound: &str| {
-            if !ok {
-                wrong.push(InvalidField { path: path.to_owned(), value, bound: bound.to_owned() });
-            }
-        };
-        check(
-            !self.path.as_os_str().is_empty(),
-            "path",
-            format!("\"{}\"", shown(&self.path)),
-            "the path of a folder",
-        );
-        check(
-            (ByteSize::mib(8)..=ByteSize(1 << 40)).contains(&self.max_bytes),
-            "max_bytes",
-            self.max_bytes.to_string(),
-            "8MiB to 1024GiB",
-        );
-        let bounds = Duration::from_secs(60)..=Duration::from_secs(3_660 * 86_400);
-        check(bounds.contains(&self.max_age.0), "max_age", self.max_age.to_string(), "1m to 3660d");
-        wrong
+impl Bounded for StoreConfig {
+    fn sample() -> Self {
+        StoreConfig::at("/var/lib/vahti")
+    }
+
+    fn check(&self, checked: &mut Checked) {
+        checked.that(!self.path.as_os_str().is_empty(), "path", || {
+            ("\"\"".to_owned(), "the path of a folder".to_owned())
+        });
+        checked.size("max_bytes", self.max_bytes, 8 << 20, 1 << 40);
+        checked.duration("max_age", self.max_age, 60_000, 3_660 * 86_400_000);
     }
 }
 

@@ -265,6 +265,11 @@ impl EmitterHandle {
         tokio::time::timeout(grace, ended.wait_for(|ended| *ended)).await.is_ok()
     }
 
+    /// Begins its end: what its lanes hold is still delivered.
+    pub(crate) fn begin_end(&self) {
+        self.shared.begin_end();
+    }
+
     fn give_up(&self) {
         for lane in self.shared.lock_lanes().iter() {
             lane.give_up();

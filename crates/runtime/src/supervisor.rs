@@ -34,7 +34,8 @@ pub struct Report {
     pub failed: Vec<RunError>,
     /// Whether a fail_fast observer ended the program.
     pub failed_fast: bool,
-    /// Whether all observers had failed before the shutdown began.
+    /// Whether, before the shutdown began, all observers had failed that had not
+    /// come to their end.
     pub all_failed: bool,
     /// The emitters that did not end in time and were left behind.
     pub stuck_emitters: Vec<String>,
@@ -81,20 +82,30 @@ impl Supervisor {
             watchers.spawn(emitter.supervise());
         }
         let mut report = Report::default();
+        let mut ended_well = 0;
         while let Some(ended) = runs.join_next().await {
             let result = ended.unwrap_or_else(|crash| Err(crashed(names.get(&crash.id()), &crash)));
-            let Err(error) = result else { continue };
+            let Err(error) = result else {
+                ended_well += 1;
+                continue;
+            };
             if error.is_fail_fast() {
                 report.failed_fast = true;
                 trigger.begin();
             }
             report.failed.push(error);
         }
-        report.all_failed =
-            observers > 0 && report.failed.len() == observers && !shutdown.has_begun();
+        let failed = report.failed.len();
+        report.all_failed = failed > 0 && failed + ended_well == observers && !shutdown.has_begun();
         forward.abort();
         let deadline = inner.begun_at() + self.drain_deadline;
-        for emitter in &self.emitters {
+        // What lanes hold first: durable emitters are served from what comes of it.
+        let (durable, served): (Vec<_>, Vec<_>) =
+            self.emitters.iter().partition(|emitter| emitter.is_durable());
+        for emitter in &served {
+            emitter.begin_end();
+        }
+        for emitter in served.into_iter().chain(durable) {
             if !emitter.end(deadline).await {
                 report.stuck_emitters.push(emitter.name().to_owned());
             }
