@@ -75,6 +75,9 @@ pub enum DropReason {
     TriedOnce,
     /// A critical emitter could not take it in as many tries as it has.
     RetriesExhausted,
+    /// An emitter that is not critical was left behind within a call with it:
+    /// the other side may or may not have it.
+    Unanswered,
     /// It still waited when the time to drain was over.
     Deadline,
     /// It was being sent when the time to drain was over: the other side may
@@ -86,12 +89,13 @@ pub enum DropReason {
 
 impl DropReason {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [DropReason; 8] = [
+    pub const ALL: [DropReason; 9] = [
         DropReason::QueueItems,
         DropReason::QueueBytes,
         DropReason::TooLarge,
         DropReason::TriedOnce,
         DropReason::RetriesExhausted,
+        DropReason::Unanswered,
         DropReason::Deadline,
         DropReason::Unacknowledged,
         DropReason::Closed,
@@ -102,7 +106,7 @@ impl DropReason {
     pub const fn stage(self) -> &'static str {
         match self {
             DropReason::QueueItems | DropReason::QueueBytes | DropReason::TooLarge => "queue",
-            DropReason::TriedOnce | DropReason::RetriesExhausted => "emit",
+            DropReason::TriedOnce | DropReason::RetriesExhausted | DropReason::Unanswered => "emit",
             DropReason::Deadline | DropReason::Unacknowledged | DropReason::Closed => "shutdown",
         }
     }
@@ -116,6 +120,7 @@ impl DropReason {
             DropReason::TooLarge => "too_large",
             DropReason::TriedOnce => "tried_once",
             DropReason::RetriesExhausted => "retries_exhausted",
+            DropReason::Unanswered => "unanswered",
             DropReason::Deadline => "deadline",
             DropReason::Unacknowledged => "unacknowledged",
             DropReason::Closed => "closed",
