@@ -33,6 +33,12 @@ const STEPS: &[Step] = &[
         ],
         &[("RUSTFLAGS", "--cfg shuttle")],
     ),
+    // The bodies of the fuzz targets; the fuzzer itself needs a nightly compiler.
+    (
+        "fuzz targets",
+        &["test", "-q", "-p", "vahti-observers", "--test", "fuzz"],
+        &[("VAHTI_FUZZ_SECONDS", "10")],
+    ),
 ];
 
 /// Runs all steps, then the tests; stops at the first that fails. The Debian

@@ -46,6 +46,10 @@ pub(crate) enum Command {
         /// Prints JSON.
         #[arg(long)]
         json: bool,
+        /// The socket of an agent that runs beside it, and that can't be found
+        /// by itself: it is told which faults are made on purpose.
+        #[arg(long, value_name = "PATH")]
+        socket: Option<PathBuf>,
     },
     /// Makes harmless faults on this node and shows them being found.
     #[command(after_help = DEMO_EXAMPLES)]

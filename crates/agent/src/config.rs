@@ -13,7 +13,7 @@ mod typed;
 #[cfg(test)]
 mod tests;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -21,6 +21,8 @@ use serde::{Deserialize, Serialize};
 use vahti_exporters::{FileConfig, Format};
 use vahti_runtime::config as runtime;
 use vahti_runtime::config::InvalidField;
+use vahti_runtime::config::bounds::{Bounded, Checked, TextBound, describe};
+use vahti_runtime::event::EventKind;
 use vahti_runtime::units::{ByteSize, HumanDuration};
 
 /// Everything that can be set about vahti. A value on the command line goes
@@ -29,7 +31,7 @@ use vahti_runtime::units::{ByteSize, HumanDuration};
 /// defaults.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
-#[schemars(title = "Configuration of vahti")]
+#[schemars(title = "Configuration of vahti", transform = describe::<Config>)]
 pub(crate) struct Config {
     /// The name of this node in every event; the host's name if not set. 1 to
     /// 253 letters, digits, dots, hyphens and underscores.
@@ -210,6 +212,7 @@ impl EmitterType {
 /// One place where events go.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(transform = describe::<EmitterConfig>, transform = example::describe_types)]
 pub(crate) struct EmitterConfig {
     /// Where it writes.
     #[serde(rename = "type")]
@@ -295,6 +298,7 @@ impl EmitterConfig {
 /// Bounds for the program as a whole.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(transform = describe::<Limits>)]
 pub(crate) struct Limits {
     /// How long a shutdown waits for what was accepted to be delivered: 0s to
     /// 10m. What is left then is counted as dropped.
@@ -307,8 +311,30 @@ impl Default for Limits {
     }
 }
 
-/// The most emitters that may be set.
-const MAX_EMITTERS: usize = 16;
+/// What a node may be called.
+const NODE_NAME: TextBound = TextBound {
+    first: "A-Za-z0-9._-",
+    rest: "A-Za-z0-9._-",
+    max_len: 253,
+    words: "letters, digits, dots, hyphens and underscores",
+};
+
+/// What an emitter may be called.
+const EMITTER_NAME: TextBound = TextBound {
+    first: "a-z0-9-",
+    rest: "a-z0-9-",
+    max_len: 63,
+    words: "lowercase letters, digits and hyphens",
+};
+
+/// Which keys are for emitters of one type only.
+const OF_TYPE: [(&str, EmitterType); 5] = [
+    ("format", EmitterType::Stdout),
+    ("path", EmitterType::File),
+    ("max_size", EmitterType::File),
+    ("max_age", EmitterType::File),
+    ("keep", EmitterType::File),
+];
 
 impl Config {
     /// The queues' settings of the observers that are enabled.
@@ -321,114 +347,163 @@ impl Config {
 
     /// Every value that is out of its bound, in the order of the fields.
     pub(crate) fn validate(&self) -> Vec<InvalidField> {
-        let mut wrong = Wrong::default();
-        if let Some(name) = &self.node_name {
-            wrong.unless(is_node_name(name), "node_name", quoted(name), NODE_NAME);
+        Checked::of(self).wrong
+    }
+
+    /// The same for a configuration that nothing else adds to: it must have
+    /// something to watch. The command line can name observers too.
+    pub(crate) fn validate_alone(&self) -> Vec<InvalidField> {
+        let mut wrong = self.validate();
+        if !self.observers.network.enabled && !self.observers.container.enabled {
+            wrong.push(InvalidField {
+                path: "observers".to_owned(),
+                value: "without any that is enabled".to_owned(),
+                bound: format!("with one at least: {}", problem::one_of(&OBSERVERS)),
+            });
         }
-        wrong.below("observers.network", self.observers.network.to_runtime().validate());
-        wrong.below("observers.container", self.observers.container.to_runtime().validate());
-        let emitters = &self.emitters.0;
-        let count = emitters.len();
-        wrong.unless(
-            (1..=MAX_EMITTERS).contains(&count),
-            "emitters",
-            format!("a list of {count}"),
-            "a list of 1 to 16",
-        );
-        for (i, emitter) in emitters.iter().enumerate() {
-            let taken = emitters[..i].iter().any(|other| other.name() == emitter.name());
-            wrong.emitter(&format!("emitters[{i}]"), emitter, taken);
-        }
-        let deadline = self.limits.drain_deadline;
-        wrong.unless(
-            deadline.0 <= Duration::from_secs(600),
-            "limits.drain_deadline",
-            deadline.to_string(),
-            "0s to 10m",
-        );
-        wrong.fields
+        wrong
     }
 }
 
-const NODE_NAME: &str = "1 to 253 letters, digits, dots, hyphens and underscores";
+impl Bounded for Config {
+    fn sample() -> Self {
+        Config::default()
+    }
 
-/// Whether a node may be called this.
-pub(crate) fn is_node_name(name: &str) -> bool {
-    (1..=253).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_'))
+    fn check(&self, checked: &mut Checked) {
+        checked.text("node_name", self.node_name.as_deref(), NODE_NAME);
+        let Observers { network, container } = &self.observers;
+        checked.inside("observers.network", &network.to_runtime());
+        check_rules(checked, "observers.network", &network.sampling);
+        checked.inside("observers.container", &container.to_runtime());
+        check_rules(checked, "observers.container", &container.sampling);
+        let emitters = &self.emitters.0;
+        checked.items("emitters", emitters.len(), 1, 16);
+        checked.each("emitters", emitters);
+        for (i, emitter) in emitters.iter().enumerate() {
+            check_apart(checked, &format!("emitters[{i}]"), emitter, &emitters[..i]);
+        }
+        checked.inside("limits", &self.limits);
+    }
 }
 
-fn is_emitter_name(name: &str) -> bool {
-    (1..=63).contains(&name.len())
-        && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+/// A rule about events that do not exist would never match, which nobody would
+/// notice.
+fn check_rules(checked: &mut Checked, observer: &str, sampling: &runtime::SamplingConfig) {
+    for (i, rule) in sampling.rules.iter().enumerate() {
+        let path = |key: &str| format!("{observer}.sampling.rules[{i}].{key}");
+        let (types, subtypes) = (event_types(), subtypes(&rule.event_type));
+        let is_type = types.contains(&&*rule.event_type);
+        // That it is empty was told.
+        checked.that(is_type || rule.event_type.is_empty(), &path("event_type"), || {
+            (quoted(&rule.event_type), one_of_known(&rule.event_type, &types))
+        });
+        let is_subtype = rule.subtype.is_empty() || subtypes.contains(&&*rule.subtype);
+        checked.that(is_subtype || !is_type, &path("subtype"), || {
+            (quoted(&rule.subtype), one_of_known(&rule.subtype, &subtypes))
+        });
+    }
+}
+
+/// The types of the events that there are.
+fn event_types() -> Vec<&'static str> {
+    let mut types: Vec<_> = EventKind::ALL.iter().map(|kind| kind.event_type()).collect();
+    types.dedup();
+    types
+}
+
+/// The subtypes of events of this type.
+fn subtypes(event_type: &str) -> Vec<&'static str> {
+    let of_type = EventKind::ALL.iter().filter(|kind| kind.event_type() == event_type);
+    of_type.map(|kind| kind.subtype()).collect()
+}
+
+fn one_of_known(given: &str, known: &[&str]) -> String {
+    let meant = problem::nearest(given, known).map(|word| format!("; did you mean {word}?"));
+    format!("{}{}", problem::one_of(known), meant.unwrap_or_default())
+}
+
+/// Two emitters must not share a name, or the ledger could not tell them apart;
+/// nor a file, or the second could not lock it.
+fn check_apart(
+    checked: &mut Checked,
+    path: &str,
+    emitter: &EmitterConfig,
+    before: &[EmitterConfig],
+) {
+    let is_taken = before.iter().any(|other| other.name() == emitter.name());
+    checked.that(!is_taken, &format!("{path}.name"), || {
+        (quoted(emitter.name()), "a name that no other emitter has".to_owned())
+    });
+    // By its parts, so that `a//b` is `a/./b`.
+    let file = |emitter: &EmitterConfig| {
+        emitter.path.clone().filter(|_| emitter.kind == EmitterType::File)
+    };
+    let other = file(emitter).and_then(|path| {
+        before
+            .iter()
+            .position(|other| file(other).is_some_and(|o| o.components().eq(path.components())))
+    });
+    checked.that(other.is_none(), &format!("{path}.path"), || {
+        let shown = file(emitter).unwrap_or_default();
+        let bound = format!("another file than that of emitters[{}]", other.unwrap_or_default());
+        (shown_path(&shown), bound)
+    });
+}
+
+impl Bounded for EmitterConfig {
+    fn sample() -> Self {
+        EmitterConfig { path: Some("events.jsonl".into()), ..EmitterConfig::of(EmitterType::File) }
+    }
+
+    fn check(&self, checked: &mut Checked) {
+        checked.text("name", self.name.as_deref(), EMITTER_NAME);
+        checked.whole("max_retries", self.max_retries.map(u64::from), 0, 1_000);
+        checked.duration("drain_interval", self.drain_interval, 1, 3_600_000);
+        for (key, kind) in OF_TYPE {
+            checked.that(!self.sets(key) || self.kind == kind, key, || {
+                let bound = format!("left out for an emitter of type {}", self.kind.as_str());
+                ("set".to_owned(), bound)
+            });
+        }
+        if self.kind != EmitterType::File {
+            return;
+        }
+        match self.path {
+            Some(_) => self.to_file().check(checked),
+            None => checked
+                .that(false, "path", || ("not set".to_owned(), "the path of a file".to_owned())),
+        }
+    }
+}
+
+impl EmitterConfig {
+    /// Whether it sets a key of [`OF_TYPE`].
+    fn sets(&self, key: &str) -> bool {
+        match key {
+            "format" => self.format.is_some(),
+            "path" => self.path.is_some(),
+            "max_size" => self.max_size.is_some(),
+            "max_age" => self.max_age.is_some(),
+            _ => self.keep.is_some(),
+        }
+    }
+}
+
+impl Bounded for Limits {
+    fn sample() -> Self {
+        Limits::default()
+    }
+
+    fn check(&self, checked: &mut Checked) {
+        checked.duration("drain_deadline", self.drain_deadline, 0, 600_000);
+    }
 }
 
 fn quoted(text: &str) -> String {
     format!("\"{}\"", vahti_runtime::event::escape_text(text))
 }
 
-#[derive(Default)]
-struct Wrong {
-    fields: Vec<InvalidField>,
-}
-
-impl Wrong {
-    fn unless(&mut self, ok: bool, path: &str, value: String, bound: &str) {
-        if !ok {
-            self.fields.push(InvalidField {
-                path: path.to_owned(),
-                value,
-                bound: bound.to_owned(),
-            });
-        }
-    }
-
-    fn below(&mut self, prefix: &str, result: Result<(), runtime::InvalidConfig>) {
-        if let Err(invalid) = result {
-            self.fields.extend(
-                invalid.fields.into_iter().map(|field| InvalidField {
-                    path: format!("{prefix}.{}", field.path),
-                    ..field
-                }),
-            );
-        }
-    }
-
-    fn emitter(&mut self, path: &str, emitter: &EmitterConfig, name_is_taken: bool) {
-        let (kind, name) = (emitter.kind, emitter.name());
-        let at = |key: &str| format!("{path}.{key}");
-        self.unless(
-            is_emitter_name(name),
-            &at("name"),
-            quoted(name),
-            "1 to 63 lowercase letters, digits and hyphens",
-        );
-        self.unless(!name_is_taken, &at("name"), quoted(name), "a name that no other emitter has");
-        if let Some(retries) = emitter.max_retries {
-            self.unless(retries <= 1_000, &at("max_retries"), retries.to_string(), "0 to 1,000");
-        }
-        if let Some(interval) = emitter.drain_interval {
-            let is_good = (1..=3_600_000).contains(&interval.0.as_millis());
-            self.unless(is_good, &at("drain_interval"), interval.to_string(), "1ms to 1h");
-        }
-        let mut only = |is_set: bool, key: &str, of: EmitterType| {
-            let bound = format!("left out for an emitter of type {}", kind.as_str());
-            self.unless(!is_set || kind == of, &at(key), "set".to_owned(), &bound);
-        };
-        only(emitter.format.is_some(), "format", EmitterType::Stdout);
-        only(emitter.path.is_some(), "path", EmitterType::File);
-        only(emitter.max_size.is_some(), "max_size", EmitterType::File);
-        only(emitter.max_age.is_some(), "max_age", EmitterType::File);
-        only(emitter.keep.is_some(), "keep", EmitterType::File);
-        if kind == EmitterType::File {
-            if emitter.path.is_none() {
-                self.unless(false, &at("path"), "not set".to_owned(), "the path of a file");
-                return;
-            }
-            let wrong = emitter.to_file().validate();
-            self.fields.extend(
-                wrong.into_iter().map(|field| InvalidField { path: at(&field.path), ..field }),
-            );
-        }
-    }
+fn shown_path(path: &Path) -> String {
+    format!("\"{}\"", vahti_runtime::event::escape(path.as_os_str().as_encoded_bytes()))
 }

@@ -4,31 +4,27 @@
 //! Who may ask is a matter of file rights: the socket is 0600, and its folder,
 //! where it is ours to make, 0700. Whatever stands at its path and is no socket
 //! stays. A client may be slow or hostile: it has a second to ask and five to
-//! read, and there are eight of them at most. Without clients nothing runs and
-//! nothing wakes up.
+//! read, and of 32 who has been silent for longest gives way to the next.
+//! Without clients nothing runs and nothing wakes up.
 
 mod client;
+mod others;
+mod peer;
+mod server;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
-use std::io::{self, BufRead, BufReader, Read, Seek, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
 
 use vahti_runtime::event::escape;
 
-pub(crate) use client::ask;
-
-const MAX_REQUEST: u64 = 4 << 10;
-const MAX_CLIENTS: usize = 8;
-const TIME_TO_ASK: Duration = Duration::from_secs(1);
-const TIME_TO_READ: Duration = Duration::from_secs(5);
-
-/// Answers a request's line with a JSON document, or does not know it.
-pub(crate) type Answer = dyn Fn(&str) -> Option<Vec<u8>> + Send + Sync;
+pub(crate) use client::{Announcements, ask};
+pub(crate) use others::{Found, all as all_agents, let_be_found};
+pub(crate) use peer::Peer;
+pub(crate) use server::{Answer, Reply};
 
 /// Where the socket is if nobody says otherwise: below /run for root, in the
 /// user's runtime folder else; `None` where there is no such folder.
@@ -85,13 +81,14 @@ pub(crate) enum ControlError {
 /// The socket of this agent. Dropping it removes it.
 pub(crate) struct Control {
     path: PathBuf,
-    stop: Arc<AtomicBool>,
+    /// Its end ends the thread that answers.
+    _stop: UnixStream,
     /// Held, not read: it says that this agent is alive.
     _lock: File,
 }
 
 impl Control {
-    /// Makes the socket and answers on it, on threads of its own. A socket
+    /// Makes the socket and answers on it, on a thread of its own. A socket
     /// that a dead agent left behind is replaced.
     ///
     /// # Errors
@@ -101,24 +98,20 @@ impl Control {
         make_folder(path)?;
         let lock = lock(path)?;
         let listener = bind(path)?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let wake = |error| problem("make a way to stop", path, error);
+        listener.set_nonblocking(true).map_err(wake)?;
+        let (stop, stopped) = UnixStream::pair().map_err(wake)?;
         std::thread::Builder::new()
             .name("control".to_owned())
             .stack_size(256 << 10)
-            .spawn(move || serve(&listener, &answer, &stopped))
+            .spawn(move || server::serve(&listener, &stopped, &*answer))
             .map_err(|error| problem("start a thread for", path, error))?;
-        Ok(Control { path: path.to_owned(), stop, _lock: lock })
+        Ok(Control { path: path.to_owned(), _stop: stop, _lock: lock })
     }
 }
 
 impl Drop for Control {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        // Wakes the thread that accepts; then nobody can find the socket.
-        if let Err(error) = UnixStream::connect(&self.path) {
-            tracing::debug!(%error, "the control socket is gone already");
-        }
         let removed = refuse_unless_socket(&self.path).and_then(|()| {
             fs::remove_file(&self.path).map_err(|error| problem("remove", &self.path, error))
         });
@@ -249,105 +242,6 @@ fn remove_folder(folder: &Path, inside: &Path) -> Result<(), ControlError> {
         }
         result => result.map_err(|error| problem("remove", folder, error)),
     }
-}
-
-fn serve(listener: &UnixListener, answer: &Arc<Answer>, stop: &AtomicBool) {
-    let clients = Arc::new(AtomicUsize::new(0));
-    loop {
-        let client = match listener.accept() {
-            Ok((client, _)) => client,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => {
-                // Out of descriptors, most likely; others may free some.
-                tracing::warn!(%error, "the control socket can't take a client");
-                std::thread::sleep(Duration::from_secs(1));
-                continue;
-            }
-        };
-        if stop.load(Ordering::Acquire) {
-            return;
-        }
-        let place = Place::take(&clients);
-        if place.is_none() {
-            continue;
-        }
-        let answer = Arc::clone(answer);
-        let spawned = std::thread::Builder::new()
-            .name("control client".to_owned())
-            .stack_size(256 << 10)
-            .spawn(move || {
-                let _place = place;
-                if let Err(error) = converse(&client, &*answer) {
-                    tracing::debug!(%error, "a client of the control socket went away");
-                }
-            });
-        if let Err(error) = spawned {
-            tracing::warn!(%error, "the control socket can't serve a client");
-        }
-    }
-}
-
-/// One of the places for clients; given back when dropped.
-struct Place(Arc<AtomicUsize>);
-
-impl Place {
-    fn take(clients: &Arc<AtomicUsize>) -> Option<Self> {
-        if clients.fetch_add(1, Ordering::AcqRel) >= MAX_CLIENTS {
-            clients.fetch_sub(1, Ordering::AcqRel);
-            return None;
-        }
-        Some(Place(Arc::clone(clients)))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-fn converse(client: &UnixStream, answer: &Answer) -> io::Result<()> {
-    let request = read_line(client)?;
-    let document = answer(request.trim())
-        .unwrap_or_else(|| br#"{"error":"unknown request; known is: ledger"}"#.to_vec());
-    let deadline = Instant::now() + TIME_TO_READ;
-    let mut rest = document.as_slice();
-    while !rest.is_empty() {
-        client.set_write_timeout(Some(time_left(deadline)?))?;
-        let written = (&*client).write(rest)?;
-        if written == 0 {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
-        rest = rest.get(written..).unwrap_or_default();
-    }
-    (&*client).write_all(b"\n")
-}
-
-/// Reads one line. The time is for the whole of it, or a client could send a
-/// byte a second for ever.
-fn read_line(client: &UnixStream) -> io::Result<String> {
-    let deadline = Instant::now() + TIME_TO_ASK;
-    let mut reader = BufReader::new(Deadlined { client, deadline }.take(MAX_REQUEST));
-    let mut line = String::new();
-    reader.read_line(&mut line)?;
-    Ok(line)
-}
-
-struct Deadlined<'a> {
-    client: &'a UnixStream,
-    deadline: Instant,
-}
-
-impl Read for Deadlined<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.client.set_read_timeout(Some(time_left(self.deadline)?))?;
-        self.client.read(buffer)
-    }
-}
-
-fn time_left(deadline: Instant) -> io::Result<Duration> {
-    let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
 }
 
 #[cfg(test)]

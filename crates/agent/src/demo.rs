@@ -25,6 +25,7 @@ use vahti_runtime::supervisor::Supervisor;
 use self::faults::{FAULTS, Fault, Trace};
 use crate::config::Config;
 use crate::output::{FAILURE, Failed, Outcome, SUCCESS, print};
+use crate::proofs::ToAgents;
 use crate::table::wrap;
 use crate::wiring;
 
@@ -116,8 +117,8 @@ impl Agent {
         .map_err(|error| Failed::failure(wiring::describe(&error)))?;
         let emitters = [emitter];
         let hierarchy = Hierarchy::detect();
-        let opened =
-            wiring::open(&wiring::ALL, hierarchy).map_err(|error| wiring::refusal(&error))?;
+        let opened = wiring::open(&wiring::ALL, hierarchy, &ToAgents::new(None))
+            .map_err(|error| wiring::refusal(&error))?;
         let mut supervisor = Supervisor::new(emitters.to_vec(), Duration::from_secs(1));
         let mut probes = Vec::new();
         for (name, source) in wiring::ALL.into_iter().zip(opened) {

@@ -3,28 +3,35 @@
 
 mod signals;
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use vahti_ebpf::cgroup::Hierarchy;
 use vahti_ebpf::proof::{ProbeReport, ProbeState};
 use vahti_runtime::source::{RecordBatch, Source};
 
-use crate::output::{FAILURE, Outcome, SUCCESS, print};
+use crate::output::{FAILURE, Outcome, SUCCESS, complain, print};
+use crate::proofs::ToAgents;
 use crate::report::DoctorReport;
 use crate::wiring::{self, Opened, describe};
 
 /// How long probes have to prove themselves.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Tells what can be seen on this node. Ends with 0 if all of it can.
-pub(crate) fn doctor(json: bool) -> Outcome {
-    let opened =
-        wiring::open(&wiring::ALL, Hierarchy::detect()).map_err(|error| wiring::refusal(&error))?;
+/// Tells what can be seen on this node. Ends with 0 if all of it can. An agent
+/// that runs, such as the one at `socket`, is told what is made for that.
+pub(crate) fn doctor(json: bool, socket: Option<PathBuf>) -> Outcome {
+    let agents = ToAgents::new(socket);
+    let opened = wiring::open(&wiring::ALL, Hierarchy::detect(), &agents)
+        .map_err(|error| wiring::refusal(&error))?;
     let signals = wiring::ALL
         .into_iter()
         .zip(opened)
         .flat_map(|(observer, opened)| signals::reports(observer, &examine(opened)))
         .collect();
+    for untold in agents.untold() {
+        complain(&format!("{untold}; it tells the faults that were made here as failures"));
+    }
     let report = DoctorReport { kernel: kernel(), signals };
     print(&if json { report.to_json() } else { report.to_text() })?;
     Ok(if report.is_anything_missing() { FAILURE } else { SUCCESS })

@@ -15,9 +15,11 @@ mod log;
 mod losses;
 mod notify;
 mod output;
+mod proofs;
 mod report;
 mod run;
 mod signals;
+mod socket;
 mod table;
 mod wiring;
 
@@ -37,7 +39,7 @@ fn main() -> ExitCode {
     };
     finish(match cli.command {
         Command::Run(args) => run::run(&args),
-        Command::Doctor { json } => doctor::doctor(json),
+        Command::Doctor { json, socket } => doctor::doctor(json, socket),
         Command::Demo { json } => demo::demo(json),
         Command::Config { command: ConfigCommand::Check { file } } => check(&file),
         Command::Config { command: ConfigCommand::Example } => print(&config::example::example()),
@@ -65,14 +67,14 @@ fn refuse(error: &clap::Error) -> ExitCode {
 }
 
 fn check(file: &Path) -> Outcome {
-    match config::load::from_file(file) {
-        Ok(_) => print("the configuration is good\n"),
+    match config::load::check(file) {
+        Ok(()) => print("the configuration is good\n"),
         Err(invalid) => Err(Failed::usage(invalid.to_string())),
     }
 }
 
 fn ledger(json: bool, socket: Option<PathBuf>) -> Outcome {
-    let Some(path) = control::resolve_path(socket) else {
+    let Some(path) = socket::path(socket)? else {
         return Err(Failed::usage("where the agent's socket is isn't known: give --socket PATH"));
     };
     let answer = control::ask(&path, "ledger").map_err(|e| Failed::failure(e.to_string()))?;

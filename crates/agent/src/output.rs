@@ -69,7 +69,8 @@ pub(crate) fn finish(outcome: Outcome) -> ExitCode {
     ExitCode::from(code)
 }
 
-fn complain(message: &str) {
+/// Tells something on standard error.
+pub(crate) fn complain(message: &str) {
     // Nobody is left to tell where standard error is closed.
     let text = format!("vahti: {}\n", message.trim_end());
     drop(io::stderr().write_all(text.as_bytes()));

@@ -1,5 +1,6 @@
 //! `vahti run`: build, run, drain.
 
+use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -13,25 +14,27 @@ use vahti_runtime::supervisor::{Report, Supervisor};
 use crate::cli::RunArgs;
 use crate::config::Config;
 use crate::config::settings;
-use crate::control::{self, Control, ControlError};
+use crate::control::{self, Control, ControlError, Found, Reply};
 use crate::notify::{Manager, Status};
 use crate::output::{FAILURE, Failed, Outcome, SUCCESS};
+use crate::proofs::ProofMakers;
 use crate::signals::Signals;
-use crate::{emitters, log, losses, wiring};
+use crate::{emitters, log, losses, socket, wiring};
 
 /// Watches this node until it is told to stop.
 pub(crate) fn run(args: &RunArgs) -> Outcome {
-    let config = settings::resolve(args.overrides(), |name| std::env::var(name).ok())
+    let config = settings::resolve(args.overrides(), |name| std::env::var_os(name))
         .map_err(|invalid| Failed::usage(invalid.to_string()))?;
     log::start(config.log);
     // Before any thread is started, so that all of them have them blocked.
     let signals = Signals::block().map_err(|e| system("block signals", &e))?;
     let running: Arc<OnceLock<Running>> = Arc::default();
-    let _control = control(args, &running)?;
+    let makers: Arc<ProofMakers> = Arc::default();
+    let _control = control(args, &running, &makers)?;
     let (trigger, shutdown) = shutdown::channel();
     let nobody_reads = trigger.clone();
     let emitters = emitters::start(&config, move || nobody_reads.begin())?;
-    let observers = wiring::observers(&config, &emitters)?;
+    let observers = wiring::observers(&config, &emitters, &makers)?;
     let deadline = config.limits.drain_deadline.0;
     let supervisor = observers
         .iter()
@@ -132,22 +135,27 @@ fn emitter_state(emitter: &EmitterHandle) -> serde_json::Value {
 
 /// Opens the control socket. Without one the agent still does its work, but
 /// not beside another agent that has it, nor with a path that is a mistake.
-fn control(args: &RunArgs, running: &Arc<OnceLock<Running>>) -> Result<Option<Control>, Failed> {
-    let Some(path) = control::resolve_path(args.socket.clone()) else {
+fn control(
+    args: &RunArgs,
+    running: &Arc<OnceLock<Running>>,
+    makers: &Arc<ProofMakers>,
+) -> Result<Option<(Option<Found>, Control)>, Failed> {
+    let Some(path) = socket::path(args.socket.clone())? else {
         tracing::debug!("no folder for a control socket; `vahti ledger` won't work");
         return Ok(None);
     };
-    let running = Arc::clone(running);
-    let answer = move |request: &str| match request {
-        "ledger" => Some(
+    let (running, makers) = (Arc::clone(running), Arc::clone(makers));
+    let answer = move |request: &str, peer| match request.split_once(' ') {
+        None if request == "ledger" => Some(Reply::Document(
             running
                 .get()
                 .map_or_else(|| br#"{"observers":[],"emitters":[]}"#.to_vec(), Running::ledger),
-        ),
+        )),
+        Some(("prove", tgid)) => Some(makers.answer(tgid, peer)),
         _ => None,
     };
     match Control::start(&path, Arc::new(answer)) {
-        Ok(control) => Ok(Some(control)),
+        Ok(control) => Ok(Some((be_found(&path), control))),
         Err(error @ ControlError::InUse { .. }) => Err(Failed::failure(error.to_string())),
         Err(error @ ControlError::Taken { .. }) => Err(Failed::usage(error.to_string())),
         Err(error) => {
@@ -155,6 +163,14 @@ fn control(args: &RunArgs, running: &Arc<OnceLock<Running>>) -> Result<Option<Co
             Ok(None)
         }
     }
+}
+
+/// Has others find the control socket, to tell of proofs that they make.
+fn be_found(path: &Path) -> Option<Found> {
+    control::let_be_found(path).unwrap_or_else(|error| {
+        tracing::debug!(%error, "others tell this agent of their proofs only if they know where");
+        None
+    })
 }
 
 fn emitter_names(config: &Config) -> String {

@@ -8,17 +8,20 @@ use vahti_ebpf::EbpfError;
 use vahti_ebpf::cgroup::Hierarchy;
 use vahti_ebpf::loader::{self, Object};
 use vahti_ebpf::manager::AyaManager;
+use vahti_ebpf::proof::Announce;
 use vahti_ebpf::source::RingSource;
 use vahti_observers::container::ContainerProcessor;
 use vahti_observers::network::NetworkProcessor;
 use vahti_observers::{container, network};
 use vahti_runtime::config::FailurePolicy;
 use vahti_runtime::delivery::EmitterHandle;
+pub(crate) use vahti_runtime::error::describe;
 use vahti_runtime::ids::BootId;
 use vahti_runtime::observer::{ObserverRuntime, ObserverRuntimeBuilder};
 
 use crate::config::Config;
 use crate::output::Failed;
+use crate::proofs::{ProofMakers, ToAgents};
 
 const BOOT_ID_PATH: &str = "/proc/sys/kernel/random/boot_id";
 
@@ -29,20 +32,25 @@ pub(crate) type Opened = Result<RingSource, EbpfError>;
 pub(crate) const ALL: [&str; 2] = crate::config::OBSERVERS;
 
 /// Opens the programs of observers, in this order, for processes named by this
-/// hierarchy. Nothing is attached yet.
+/// hierarchy, whose proofs are announced. Nothing is attached yet.
 ///
 /// # Errors
 /// Rights are missing, or the kernel can't run any of it.
-pub(crate) fn open(observers: &[&str], hierarchy: Hierarchy) -> Result<Vec<Opened>, EbpfError> {
+pub(crate) fn open(
+    observers: &[&str],
+    hierarchy: Hierarchy,
+    announce: &Arc<ToAgents>,
+) -> Result<Vec<Opened>, EbpfError> {
     raise_descriptor_limit();
     let objects: Vec<Object> = observers.iter().map(|name| object(name)).collect();
     let managers = loader::open(&objects, hierarchy)?;
     let sources = observers.iter().zip(managers).map(|(name, manager)| {
         let manager: AyaManager = manager?;
-        match *name {
+        let source = match *name {
             "container" => container::source(manager, hierarchy),
             _ => network::source(manager),
-        }
+        };
+        Ok(source?.announcing(Arc::clone(announce) as Arc<dyn Announce>))
     });
     Ok(sources.collect())
 }
@@ -80,16 +88,19 @@ fn object(name: &str) -> Object {
 pub(crate) fn observers(
     config: &Config,
     emitters: &[EmitterHandle],
+    makers: &ProofMakers,
 ) -> Result<Vec<Arc<ObserverRuntime>>, Failed> {
     let enabled = enabled(config);
     if enabled.is_empty() {
         return Err(Failed::usage("no observer is enabled, so there is nothing to watch"));
     }
     let hierarchy = Hierarchy::detect();
-    let opened = open(&enabled, hierarchy).map_err(|error| refusal(&error))?;
+    let opened =
+        open(&enabled, hierarchy, &ToAgents::new(None)).map_err(|error| refusal(&error))?;
     let mut built = Vec::new();
     for (name, source) in enabled.into_iter().zip(opened) {
         if let Some(source) = unless_isolated(name, of(config, name).1, source)? {
+            makers.tell(source.makers().map_err(|error| refusal(&error))?);
             built.push(build(name, config, hierarchy, source, emitters)?);
         }
     }
@@ -177,18 +188,6 @@ fn boot_id() -> BootId {
 pub(crate) fn refusal(error: &EbpfError) -> Failed {
     let text = describe(error);
     if error.is_permission() { Failed::no_permission(text) } else { Failed::failure(text) }
-}
-
-/// An error with all that brought it about, in one line.
-pub(crate) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

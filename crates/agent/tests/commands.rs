@@ -193,6 +193,61 @@ fn a_socket_path_that_is_somebodys_file_is_refused_and_the_file_stays() {
 }
 
 #[test]
+fn a_socket_path_that_no_socket_can_have_is_refused_with_the_bound_and_the_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let of_len = |len: usize| {
+        let path = folder.path().to_str().unwrap().to_owned() + "/";
+        let rest = "s".repeat(len - path.len());
+        path + &rest
+    };
+    let path = of_len(102);
+    for command in ["run", "ledger"] {
+        let output = output(&[command, "--socket", &path]);
+        assert_eq!(
+            stderr(&output),
+            format!(
+                "vahti: the socket's path is 102 bytes long, but must be at most 101: {path}: give \
+                 a shorter one with --socket\n"
+            )
+        );
+        assert_eq!(code(&output), 64);
+    }
+    // The longest that is let through can be bound.
+    let nowhere = folder.path().join("no/folder");
+    let emit = format!("file={}", nowhere.display());
+    let output = output(&["run", "--emit", &emit, "--socket", &of_len(101)]);
+    assert!(!stderr(&output).contains("socket"), "{}", stderr(&output));
+    assert!(stderr(&output).contains("emitter file can't be started"), "{}", stderr(&output));
+}
+
+#[test]
+fn a_configuration_that_watches_nothing_is_told_by_the_check() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let off = "observers:\n  network: {enabled: false}\n  container: {enabled: false}\n";
+    std::fs::write(file.path(), off).unwrap();
+    let path = file.path().to_str().unwrap();
+    let output = output(&["config", "check", path]);
+    assert_eq!(
+        stderr(&output),
+        format!(
+            "vahti: {path}:2:3: observers is without any that is enabled, but must be with one at \
+             least: network or container\n"
+        )
+    );
+    assert_eq!(code(&output), 64);
+}
+
+#[test]
+fn a_node_name_that_is_not_utf_8_is_refused() {
+    use std::os::unix::ffi::OsStrExt;
+    let name = std::ffi::OsStr::from_bytes(b"n\xf6de");
+    let output = vahti(&["run"]).env("VAHTI_NODE_NAME", name).output().unwrap();
+    assert_eq!(code(&output), 64);
+    let told = "vahti: environment: VAHTI_NODE_NAME is \"n\\xf6de\", which is not UTF-8\n";
+    assert_eq!(stderr(&output), told);
+}
+
+#[test]
 fn an_emitter_that_cannot_start_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let socket = folder.path().join("s");

@@ -38,6 +38,11 @@ typedef long long s64;
 /* Every argument of a test run: no tracepoint passes it for a pointer, as it is no kernel address. */
 #define VAHTI_TEST_RUN_MAGIC 19750821
 
+/* Processes that make proofs at the same time, at most. */
+#define VAHTI_MAKERS 16
+/* A tick of /proc (USER_HZ, 100 on every architecture that we are built for). */
+#define VAHTI_TICK_NS 10000000
+
 /* A cgroup path: names from the leaf to the root, each followed by a NUL, the root left out. */
 #define VAHTI_PATH_SIZE 768
 

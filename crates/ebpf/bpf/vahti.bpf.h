@@ -77,6 +77,25 @@ static __always_inline struct vahti_self *self_facts(void)
 	return bpf_map_lookup_elem(&self, &zero);
 }
 
+/*
+ * Other processes that make proofs at this moment, an agent or a doctor beside us: by tgid, when each began,
+ * in whole ticks, as /proc tells it. Userland writes it, as it knows who may announce itself. A process that
+ * has the tgid later began at another tick.
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, VAHTI_MAKERS);
+	__type(key, u32);
+	__type(value, u64);
+} makers SEC(".maps");
+
+static __always_inline int is_maker(u32 tgid, u64 start_boot_ns)
+{
+	u64 *began = bpf_map_lookup_elem(&makers, &tgid);
+
+	return began && start_boot_ns - *began < VAHTI_TICK_NS;
+}
+
 /* --- records ----------------------------------------------------------------------------------- */
 
 /* Adds without a result: fetching one would need 5.12. */

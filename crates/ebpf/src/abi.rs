@@ -170,6 +170,10 @@ pub const FLAG_PATH_TRUNCATED: u32 = abi_constant!(HEADER_FILE, "VAHTI_FLAG_PATH
 pub const OWNER_KERNEL_THREAD: u32 = abi_constant!(HEADER_FILE, "VAHTI_OWNER_KERNEL_THREAD") as u32;
 /// Every argument of a test run.
 pub const TEST_RUN_MAGIC: u64 = abi_constant!(HEADER_FILE, "VAHTI_TEST_RUN_MAGIC") as u64;
+/// Processes that make proofs at the same time, at most.
+pub const MAX_MAKERS: usize = abi_constant!(HEADER_FILE, "VAHTI_MAKERS");
+/// A tick of `/proc`, in nanoseconds.
+pub const TICK_NS: u64 = abi_constant!(HEADER_FILE, "VAHTI_TICK_NS") as u64;
 /// The longest cgroup path of a record.
 pub const PATH_SIZE: usize = abi_constant!(HEADER_FILE, "VAHTI_PATH_SIZE");
 

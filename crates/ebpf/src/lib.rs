@@ -20,6 +20,7 @@ pub mod kernel;
 mod kernel_btf;
 pub mod ledger;
 pub mod loader;
+pub mod makers;
 pub mod manager;
 pub mod proof;
 pub mod rights;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
-use aya::maps::{Map, MapData, PerCpuArray};
+use aya::maps::{HashMap, Map, MapData, PerCpuArray};
 use aya::programs::{Program, ProgramError};
 use aya::{Btf, Ebpf};
 use vahti_runtime::ebpf::EbpfManager;
@@ -110,6 +110,18 @@ impl AyaManager {
     ) -> Result<PerCpuArray<MapData, T>, EbpfError> {
         let map = clone_map(name, self.find_map(name)?)?;
         PerCpuArray::try_from(map).map_err(|e| map_error(name, chain(&e)))
+    }
+
+    /// A hash map, by a handle that outlives the manager.
+    ///
+    /// # Errors
+    /// No such map, or of another type.
+    pub fn hash_map<K: aya::Pod, V: aya::Pod>(
+        &self,
+        name: &str,
+    ) -> Result<HashMap<MapData, K, V>, EbpfError> {
+        let map = clone_map(name, self.find_map(name)?)?;
+        HashMap::try_from(map).map_err(|e| map_error(name, chain(&e)))
     }
 
     fn find_map(&self, name: &str) -> Result<&Map, EbpfError> {

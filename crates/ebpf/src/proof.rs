@@ -46,8 +46,23 @@ pub trait ProofOfLife: Send {
     /// Nothing could be caused at all.
     fn provoke(&mut self, manager: &mut AyaManager) -> Result<(), EbpfError>;
 
+    /// Our thread group id as the kernel knows it, asked before each time that
+    /// facts are provoked: what others are told of us. `None` where what is
+    /// provoked is nobody else's business.
+    fn introduce(&mut self, _manager: &mut AyaManager) -> Option<u32> {
+        None
+    }
+
     /// Which probes a marked record proves: a bit a slot.
     fn proven_by(&self, record: &[u8]) -> u32;
+}
+
+/// Tells the other agents of this machine that facts of our own making are to
+/// come: to them they would be failures.
+pub trait Announce: Send + Sync {
+    /// Comes back once they know, or can't be told. They forget it when what
+    /// it returns is dropped. `tgid` is ours, as the kernel knows it.
+    fn announce(&self, tgid: u32) -> Box<dyn Send>;
 }
 
 /// How a probe stands.

@@ -16,8 +16,11 @@ use crate::eventfd::EventFd;
 use crate::kernel::KernelVersion;
 use crate::ledger::RingLedger;
 use crate::loader::chain;
+use crate::makers::Makers;
 use crate::manager::{AyaManager, poll, poll_entry};
-use crate::proof::{PROOF_PERIOD, PROOF_RETRY, Probe, ProbeState, ProbeStates, ProofOfLife};
+use crate::proof::{
+    Announce, PROOF_PERIOD, PROOF_RETRY, Probe, ProbeState, ProbeStates, ProofOfLife,
+};
 use crate::ring::RingReader;
 use crate::wall::WallClock;
 
@@ -32,6 +35,7 @@ pub struct RingSource {
     manager: AyaManager,
     reader: RingReader,
     proof: Box<dyn ProofOfLife>,
+    announce: Option<Arc<dyn Announce>>,
     probes: Arc<ProbeStates>,
     ledger: Arc<RingLedger>,
     interrupt: Arc<EventFd>,
@@ -75,6 +79,7 @@ impl RingSource {
             manager,
             reader,
             proof,
+            announce: None,
             probes,
             ledger,
             interrupt: Arc::new(interrupt),
@@ -83,6 +88,21 @@ impl RingSource {
             busy: false,
             stopped: false,
         })
+    }
+
+    /// Announces each proof to the other agents of this machine.
+    #[must_use]
+    pub fn announcing(mut self, announce: Arc<dyn Announce>) -> Self {
+        self.announce = Some(announce);
+        self
+    }
+
+    /// What its programs take for makers of proofs, besides us.
+    ///
+    /// # Errors
+    /// The object has no map for that.
+    pub fn makers(&self) -> Result<Makers, crate::EbpfError> {
+        self.manager.hash_map("makers").map(Makers::new)
     }
 
     /// How its probes stand, for `doctor` and health.
@@ -113,7 +133,10 @@ impl RingSource {
     }
 
     fn provoke(&mut self) {
+        let tgid = self.proof.introduce(&mut self.manager);
+        let announced = self.announce.as_ref().zip(tgid).map(|(a, tgid)| a.announce(tgid));
         let provoked = self.proof.provoke(&mut self.manager);
+        drop(announced);
         let period = if provoked.is_ok() { PROOF_PERIOD } else { PROOF_RETRY };
         self.next_proof = Instant::now().checked_add(period);
         if let Err(error) = provoked {

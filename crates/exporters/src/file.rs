@@ -1,11 +1,11 @@
 //! Events in a file: JSON lines, rotated by size and age.
 //!
 //! The file is written by one process at a time (it is locked) and holds whole
-//! lines: what a full disk cut off is cut back, what a crash tore is closed
-//! with a newline before the next line. It is rotated by renaming: `path`
-//! becomes `path.1`, `path.1` becomes `path.2`, up to `keep` of them, so that
-//! readers that follow it by name or by inode both go on. A file that somebody
-//! moved away or deleted is created anew.
+//! lines: what a full disk cut off is cut back, what a crash or another writer
+//! tore is closed with a newline before the next line. It is rotated by
+//! renaming: `path` becomes `path.1`, `path.1` becomes `path.2`, up to `keep` of
+//! them, so that readers that follow it by name or by inode both go on. A file
+//! that somebody moved away or deleted is created anew.
 
 mod rotation;
 
@@ -20,6 +20,7 @@ use std::time::{Duration, SystemTime};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vahti_runtime::config::InvalidField;
+use vahti_runtime::config::bounds::{Bounded, Checked, describe};
 use vahti_runtime::emitter::{Delivery, Emission, EmitOutcome, EventEmitter};
 use vahti_runtime::event::{Event, escape, to_json_line};
 use vahti_runtime::units::{ByteSize, HumanDuration};
@@ -29,6 +30,7 @@ use crate::lines::{Lines, outcome, write_all};
 /// What can be set about a file of events.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(transform = describe::<FileConfig>)]
 pub struct FileConfig {
     /// The file. Its folder must exist; it is created with mode 0640.
     pub path: PathBuf,
@@ -71,33 +73,21 @@ impl FileConfig {
     /// Checks every value against its bound; returns those that are out of it.
     #[must_use]
     pub fn validate(&self) -> Vec<InvalidField> {
-        let mut wrong = Vec::new();
-        let mut check = |ok: bool, path: &str, value: String, bound: &str| {
-            if !ok {
-                wrong.push(InvalidField { path: path.to_owned(), value, bound: bound.to_owned() });
-            }
-        };
-        check(
-            self.path.file_name().is_some(),
-            "path",
-            format!("\"{}\"", shown(&self.path)),
-            "the path of a file",
-        );
-        check(
-            (ByteSize(4 << 10)..=ByteSize(1 << 40)).contains(&self.max_size),
-            "max_size",
-            self.max_size.to_string(),
-            "4KiB to 1024GiB",
-        );
-        let days = |n: u64| Duration::from_secs(n * 86_400);
-        check(
-            (Duration::from_secs(1)..=days(366)).contains(&self.max_age.0),
-            "max_age",
-            self.max_age.to_string(),
-            "1s to 366d",
-        );
-        check(self.keep <= 1_000, "keep", self.keep.to_string(), "0 to 1000");
-        wrong
+        Checked::of(self).wrong
+    }
+}
+
+impl Bounded for FileConfig {
+    fn sample() -> Self {
+        FileConfig::at("events.jsonl")
+    }
+
+    fn check(&self, checked: &mut Checked) {
+        let days = |n: u64| n * 86_400_000;
+        checked.file("path", &self.path);
+        checked.size("max_size", self.max_size, 4 << 10, 1 << 40);
+        checked.duration("max_age", self.max_age, 1_000, days(366));
+        checked.whole("keep", u64::from(self.keep), 0, 1_000);
     }
 }
 
@@ -277,12 +267,17 @@ impl Current {
         })
     }
 
-    /// Whether the path still leads to this file; takes its length anew, since
-    /// others may have truncated it.
+    /// Whether the path still leads to this file; looks at its end anew where
+    /// others changed it: they may have truncated it, or, with no regard to the
+    /// lock, have left half a line.
     fn is_still_at(&mut self, path: &Path) -> bool {
         match path.symlink_metadata() {
             Ok(meta) if (meta.dev(), meta.ino()) == self.identity => {
-                self.len = meta.len();
+                if meta.len() != self.len {
+                    self.len = meta.len();
+                    // What can't be read is closed: an empty line harms nobody.
+                    self.torn = ends_torn(&self.file, self.len).unwrap_or(true);
+                }
                 true
             }
             _ => false,

@@ -61,6 +61,8 @@ struct Known {
 pub(crate) struct Named {
     pub(crate) cgroup: Option<Arc<Cgroup>>,
     pub(crate) container: Option<Arc<Container>>,
+    /// Whether the cgroup is below the container's own.
+    pub(crate) is_below: bool,
     /// Why this is not all, in a documented word.
     pub(crate) unresolved: Option<&'static str>,
 }
@@ -100,14 +102,15 @@ impl CgroupNames {
             (_, _, Class::Unknown) => Some("container_layout_unknown"),
             _ => None,
         };
-        let container = match class {
+        let (container, is_below) = match class {
             Class::Container(found) => {
-                Some(Arc::new(Container { id: found.id.into(), runtime: found.runtime }))
+                let container = Container { id: found.id.into(), runtime: found.runtime };
+                (Some(Arc::new(container)), found.is_below)
             }
-            Class::Monitor | Class::Host | Class::Unknown => None,
+            Class::Monitor | Class::Host | Class::Unknown => (None, false),
         };
-        let version = self.version;
-        Named { cgroup: Some(Arc::new(Cgroup { id, path, version })), container, unresolved }
+        let cgroup = Some(Arc::new(Cgroup { id, path, version: self.version }));
+        Named { cgroup, container, is_below, unresolved }
     }
 }
 

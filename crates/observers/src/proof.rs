@@ -9,7 +9,7 @@ use vahti_runtime::ebpf::EbpfManager as _;
 /// Runs every attached program once with arguments that no tracepoint passes.
 /// It writes a proof record and our own thread group id as the kernel knows
 /// it. Kernels before 5.10 can't; there, stronger proofs have to do.
-pub(crate) fn test_run_all(manager: &AyaManager) {
+fn test_run_all(manager: &AyaManager) {
     // In every place, as not every tracepoint's first argument is an address.
     let arguments = [TEST_RUN_MAGIC; 12];
     for program in manager.attached() {
@@ -27,12 +27,25 @@ pub(crate) fn test_run_proof(record: &[u8]) -> u32 {
     }
 }
 
+/// Has the programs run once, and tells our thread group id as they know it:
+/// in a pid namespace getpid() would not.
+pub(crate) fn introduce(manager: &mut AyaManager) -> Option<u32> {
+    test_run_all(manager);
+    match write_self(manager, |facts| facts) {
+        Ok(facts) => Some(facts.tgid),
+        Err(error) => {
+            tracing::debug!(%error, "nobody can be told of our proofs");
+            None
+        }
+    }
+}
+
 /// Changes what the programs know of us. The thread group id is theirs to
 /// tell; where they could not be asked, ours has to do.
 pub(crate) fn write_self(
     manager: &mut AyaManager,
     change: impl FnOnce(SelfFacts) -> SelfFacts,
-) -> Result<(), EbpfError> {
+) -> Result<SelfFacts, EbpfError> {
     let failed = |error: aya::maps::MapError| EbpfError::Map {
         map: "self".to_owned(),
         what: error.to_string(),
@@ -42,6 +55,7 @@ pub(crate) fn write_self(
     if tgid == 0 {
         tgid = std::process::id();
     }
-    let SelfFacts { tgid, proof } = change(SelfFacts { tgid, proof });
-    map.set(0, [tgid, proof], 0).map_err(failed)
+    let facts = change(SelfFacts { tgid, proof });
+    map.set(0, [facts.tgid, facts.proof], 0).map_err(failed)?;
+    Ok(facts)
 }

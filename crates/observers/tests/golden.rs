@@ -22,8 +22,8 @@ fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
-fn recording(observer: &str) -> Recording {
-    let text = std::fs::read_to_string(fixture(&format!("{observer}.rec"))).unwrap();
+fn recording(name: &str) -> Recording {
+    let text = std::fs::read_to_string(fixture(&format!("{name}.rec"))).unwrap();
     Recording::parse(&text).unwrap()
 }
 
@@ -91,16 +91,16 @@ fn masked(event: Event) -> Event {
     Event { observed_ns: 0, ..event }
 }
 
-fn compare(observer: &str) {
-    let lines = lines_of(&recording(observer));
-    assert_eq!(lines, lines_of(&recording(observer)), "replayed, {observer} differs");
-    let golden = fixture(&format!("{observer}.jsonl"));
+fn compare(name: &str) {
+    let lines = lines_of(&recording(name));
+    assert_eq!(lines, lines_of(&recording(name)), "replayed, {name} differs");
+    let golden = fixture(&format!("{name}.jsonl"));
     if std::env::var_os("VAHTI_UPDATE_GOLDEN").is_some() {
         std::fs::write(&golden, &lines).unwrap();
     }
     let expected = std::fs::read_to_string(&golden).unwrap();
     for (number, (line, expected)) in lines.lines().zip(expected.lines()).enumerate() {
-        assert_eq!(line, expected, "record {number} of {observer}");
+        assert_eq!(line, expected, "record {number} of {name}");
     }
     assert_eq!(lines.lines().count(), expected.lines().count());
 }
@@ -115,6 +115,12 @@ fn container_records_give_the_lines_that_they_gave() {
     compare("container");
 }
 
+/// systemd in a container: services in cgroups below the container's own.
+#[test]
+fn records_from_below_a_containers_cgroup_give_the_lines_that_they_gave() {
+    compare("container_below");
+}
+
 fn line_of(output: Output) -> String {
     let mut line = Vec::new();
     if let Output::One(event) = output {
@@ -125,7 +131,7 @@ fn line_of(output: Output) -> String {
 
 #[test]
 fn the_same_bytes_give_the_same_event_whatever_came_before() {
-    for observer in ["network", "container"] {
+    for observer in ["network", "container", "container_below"] {
         let recording = recording(observer);
         let used = processor(&recording);
         for record in recording.records.iter().chain(recording.records.iter().rev()) {

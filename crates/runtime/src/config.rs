@@ -5,12 +5,15 @@
 //! refused; [`Config::validate`] names the field's path, the value and the
 //! bound.
 
+pub mod bounds;
+
 use std::fmt;
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use self::bounds::{Bounded, Checked, TextBound};
 use crate::units::{ByteSize, HumanDuration};
 
 /// Everything that can be set about one observer.
@@ -37,6 +40,7 @@ pub struct Config {
 /// Which events are kept.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(transform = bounds::describe::<SamplingConfig>)]
 pub struct SamplingConfig {
     /// Whether anything is left out at all.
     pub enabled: bool,
@@ -55,6 +59,7 @@ impl Default for SamplingConfig {
 /// One exception from the default rate.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
+#[schemars(transform = bounds::describe::<SamplingRule>)]
 pub struct SamplingRule {
     /// The type that it matches, such as `network`.
     #[schemars(example = &"network")]
@@ -101,6 +106,7 @@ pub enum DropPolicy {
 /// The queue in front of each emitter.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(transform = bounds::describe::<BackpressureConfig>)]
 pub struct BackpressureConfig {
     /// How many events wait at most: 1 to 10,000,000.
     pub queue_size: usize,
@@ -131,6 +137,7 @@ impl Default for BackpressureConfig {
 /// How the observer's health is checked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(transform = bounds::describe::<HealthConfig>)]
 pub struct HealthConfig {
     /// Whether it is checked at all.
     pub enabled: bool,
@@ -177,6 +184,7 @@ pub struct FailureConfig {
 /// When and how often `restart` tries again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(transform = bounds::describe::<RetryConfig>)]
 pub struct RetryConfig {
     /// How often within the period: 1 to 1,000. Then hourly.
     pub max_attempts: u32,
@@ -205,6 +213,7 @@ impl Default for RetryConfig {
 /// What is counted about the observer's events.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(transform = bounds::describe::<MetricsConfig>)]
 pub struct MetricsConfig {
     /// Whether events are counted by label; the ledger counts always.
     pub enabled: bool,
@@ -265,8 +274,21 @@ impl fmt::Display for InvalidConfig {
 
 impl std::error::Error for InvalidConfig {}
 
-/// The longest name of an observer, in bytes.
-const MAX_NAME: usize = 63;
+/// What an observer may be called.
+const NAME: TextBound = TextBound {
+    first: "a-z0-9-",
+    rest: "a-z0-9-",
+    max_len: 63,
+    words: "lowercase letters, digits and hyphens",
+};
+
+/// What a label may be called: as Prometheus has it.
+const LABEL: TextBound = TextBound {
+    first: "A-Za-z_",
+    rest: "A-Za-z0-9_",
+    max_len: usize::MAX,
+    words: "a label name: a letter or underscore, then letters, digits, underscores",
+};
 
 impl Config {
     /// The defaults for an observer of this name: sampling off, 10,000 items
@@ -288,119 +310,106 @@ impl Config {
     /// # Errors
     /// All fields that are out of bounds, with their paths.
     pub fn validate(&self) -> Result<(), InvalidConfig> {
-        let mut check = Check::default();
-        let name_ok = !self.name.is_empty()
-            && self.name.len() <= MAX_NAME
-            && self.name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-');
-        check.that(name_ok, "name", &format!("{:?}", self.name), || {
-            format!("1 to {MAX_NAME} lowercase letters, digits and hyphens")
-        });
-        self.sampling.check(&mut check);
-        self.backpressure.check(&mut check);
-        self.health.check(&mut check);
-        self.failure.retry.check(&mut check);
-        let series = self.metrics.max_series;
-        check.range("metrics.max_series", series, 1, 100_000);
-        for (i, label) in self.metrics.allowed_labels.iter().enumerate() {
-            let path = format!("metrics.allowed_labels[{i}]");
-            check.that(is_label(label), &path, &format!("{label:?}"), || {
-                "a label name: a letter or underscore, then letters, digits, underscores".into()
-            });
-        }
-        check.finish()
+        let fields = Checked::of(self).wrong;
+        if fields.is_empty() { Ok(()) } else { Err(InvalidConfig { fields }) }
     }
 }
 
-fn is_label(label: &str) -> bool {
-    let mut bytes = label.bytes();
-    bytes.next().is_some_and(|b| b.is_ascii_alphabetic() || b == b'_')
-        && bytes.all(|b| b.is_ascii_alphanumeric() || b == b'_')
-}
+impl Bounded for Config {
+    fn sample() -> Self {
+        Config::for_observer("network")
+    }
 
-impl SamplingConfig {
-    fn check(&self, check: &mut Check) {
-        check.rate("sampling.default_rate", self.default_rate);
-        for (i, rule) in self.rules.iter().enumerate() {
-            let path = format!("sampling.rules[{i}]");
-            check.that(
-                !rule.event_type.is_empty(),
-                &format!("{path}.event_type"),
-                &format!("{:?}", rule.event_type),
-                || "the type of an event, such as \"network\"".into(),
-            );
-            check.rate(&format!("{path}.rate"), rule.rate);
-        }
+    fn check(&self, checked: &mut Checked) {
+        checked.text("name", &*self.name, NAME);
+        checked.inside("sampling", &self.sampling);
+        checked.inside("backpressure", &self.backpressure);
+        checked.inside("health", &self.health);
+        checked.inside("failure.retry", &self.failure.retry);
+        checked.inside("metrics", &self.metrics);
     }
 }
 
-impl BackpressureConfig {
-    fn check(&self, check: &mut Check) {
-        check.range("backpressure.queue_size", self.queue_size, 1, 10_000_000);
-        check.range("backpressure.max_bytes", self.max_bytes, ByteSize(4096), ByteSize(16 << 30));
-        check.range("backpressure.max_retries", self.max_retries, 0, 1_000);
-        check.duration("backpressure.drain_interval", self.drain_interval, 1, HOUR_MS);
+impl Bounded for SamplingConfig {
+    fn sample() -> Self {
+        SamplingConfig::default()
+    }
+
+    fn check(&self, checked: &mut Checked) {
+        checked.number("default_rate", self.default_rate, 0.0, 1.0);
+        checked.each("rules", &self.rules);
     }
 }
 
-impl HealthConfig {
-    fn check(&self, check: &mut Check) {
-        check.duration("health.check_interval", self.check_interval, 100, HOUR_MS);
-        check.duration("health.hang_timeout", self.hang_timeout, 100, HOUR_MS);
+impl Bounded for SamplingRule {
+    fn sample() -> Self {
+        let event_type = "network".to_owned();
+        SamplingRule { event_type, subtype: String::new(), rate: 1.0, keep_all: false }
+    }
+
+    fn check(&self, checked: &mut Checked) {
+        let what = "the type of an event, such as \"network\"";
+        checked.filled("event_type", &self.event_type, what);
+        checked.number("rate", self.rate, 0.0, 1.0);
+    }
+}
+
+impl Bounded for BackpressureConfig {
+    fn sample() -> Self {
+        BackpressureConfig::default()
+    }
+
+    fn check(&self, checked: &mut Checked) {
+        checked.whole("queue_size", self.queue_size as u64, 1, 10_000_000);
+        checked.size("max_bytes", self.max_bytes, 4 << 10, 16 << 30);
+        checked.whole("max_retries", u64::from(self.max_retries), 0, 1_000);
+        checked.duration("drain_interval", self.drain_interval, 1, HOUR_MS);
+    }
+}
+
+impl Bounded for HealthConfig {
+    fn sample() -> Self {
+        HealthConfig::default()
+    }
+
+    fn check(&self, checked: &mut Checked) {
+        checked.duration("check_interval", self.check_interval, 100, HOUR_MS);
+        checked.duration("hang_timeout", self.hang_timeout, 100, HOUR_MS);
     }
 }
 
 const HOUR_MS: u64 = 3_600_000;
+const HOUR: HumanDuration = HumanDuration::from_ms(HOUR_MS);
 
-impl RetryConfig {
-    fn check(&self, check: &mut Check) {
-        check.range("failure.retry.max_attempts", self.max_attempts, 1, 1_000);
-        check.duration("failure.retry.initial_delay", self.initial_delay, 1, HOUR_MS);
-        let lowest = u64::try_from(self.initial_delay.0.as_millis()).unwrap_or(u64::MAX);
-        check.duration("failure.retry.max_delay", self.max_delay, lowest, 24 * HOUR_MS);
-        check.that(
-            (1.0..=100.0).contains(&self.multiplier),
-            "failure.retry.multiplier",
-            &self.multiplier.to_string(),
-            || "a number from 1.0 to 100.0".into(),
-        );
-        check.duration("failure.retry.period", self.period, 1_000, 24 * HOUR_MS);
+impl Bounded for RetryConfig {
+    fn sample() -> Self {
+        RetryConfig::default()
+    }
+
+    fn check(&self, checked: &mut Checked) {
+        checked.whole("max_attempts", u64::from(self.max_attempts), 1, 1_000);
+        checked.duration("initial_delay", self.initial_delay, 1, HOUR_MS);
+        checked.duration("max_delay", self.max_delay, 1, 24 * HOUR_MS);
+        // What is out of its own bound was told already.
+        let is_out = self.max_delay.0.is_zero() || self.initial_delay > HOUR;
+        let is_ordered = is_out || self.initial_delay <= self.max_delay;
+        checked.that(is_ordered, "max_delay", || {
+            let bound = format!("no less than initial_delay, which is {}", self.initial_delay);
+            (self.max_delay.to_string(), bound)
+        });
+        checked.number("multiplier", self.multiplier, 1.0, 100.0);
+        checked.duration("period", self.period, 1_000, 24 * HOUR_MS);
     }
 }
 
-#[derive(Default)]
-struct Check {
-    fields: Vec<InvalidField>,
-}
-
-impl Check {
-    fn that(&mut self, ok: bool, path: &str, value: &str, bound: impl FnOnce() -> String) {
-        if !ok {
-            let (path, value) = (path.to_owned(), value.to_owned());
-            self.fields.push(InvalidField { path, value, bound: bound() });
-        }
+impl Bounded for MetricsConfig {
+    fn sample() -> Self {
+        MetricsConfig::default()
     }
 
-    fn rate(&mut self, path: &str, rate: f64) {
-        // NaN is in no range, so it is refused here too.
-        self.that((0.0..=1.0).contains(&rate), path, &rate.to_string(), || {
-            "a number from 0.0 to 1.0".into()
-        });
-    }
-
-    fn range<T: PartialOrd + fmt::Display>(&mut self, path: &str, value: T, low: T, high: T) {
-        self.that(low <= value && value <= high, path, &value.to_string(), || {
-            format!("{low} to {high}")
-        });
-    }
-
-    fn duration(&mut self, path: &str, value: HumanDuration, low_ms: u64, high_ms: u64) {
-        let low = HumanDuration(Duration::from_millis(low_ms));
-        let high = HumanDuration(Duration::from_millis(high_ms));
-        self.range(path, value, low, high);
-    }
-
-    fn finish(self) -> Result<(), InvalidConfig> {
-        if self.fields.is_empty() { Ok(()) } else { Err(InvalidConfig { fields: self.fields }) }
+    fn check(&self, checked: &mut Checked) {
+        checked.texts("allowed_labels", &self.allowed_labels, LABEL);
+        checked.whole("max_series", self.max_series as u64, 1, 100_000);
     }
 }
 
@@ -451,6 +460,24 @@ mod tests {
         assert_eq!(problem, "backpressure.max_bytes is 1B, but must be 4KiB to 16GiB");
         let problem = first_problem(|c| c.health.check_interval = HumanDuration(Duration::ZERO));
         assert_eq!(problem, "health.check_interval is 0s, but must be 100ms to 1h");
+        let problem = first_problem(|c| c.metrics.max_series = 1_000_000);
+        assert_eq!(
+            problem,
+            "metrics.max_series is 1000000, but must be a whole number from 1 to 100,000"
+        );
+    }
+
+    #[test]
+    fn the_longest_delay_is_not_below_the_first() {
+        let told = |ms| {
+            first_problem(|c| c.failure.retry.max_delay = HumanDuration(Duration::from_millis(ms)))
+        };
+        assert_eq!(
+            told(100),
+            "failure.retry.max_delay is 100ms, but must be no less than initial_delay, which is \
+             500ms"
+        );
+        assert_eq!(told(0), "failure.retry.max_delay is 0s, but must be 1ms to 1d");
     }
 
     #[test]

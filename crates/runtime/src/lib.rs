@@ -161,7 +161,8 @@
 //! let text = r#"{"backpressure": {"queue_size": 0, "drop_policy": "newest"}}"#;
 //! let config = Config { name: "door".into(), ..serde_json::from_str(text)? };
 //! let problem = config.validate().unwrap_err().to_string();
-//! assert_eq!(problem, "backpressure.queue_size is 0, but must be 1 to 10000000");
+//! let bound = "a whole number from 1 to 10,000,000";
+//! assert_eq!(problem, format!("backpressure.queue_size is 0, but must be {bound}"));
 //! # Ok::<(), serde_json::Error>(())
 //! ```
 //!
@@ -240,6 +241,7 @@ pub mod config;
 pub mod delivery;
 pub mod ebpf;
 pub mod emitter;
+pub mod error;
 pub mod event;
 pub mod health;
 pub mod ids;

@@ -1,15 +1,48 @@
 //! The commented example and the JSON Schema, generated from the types.
 
-use serde_json::{Map, Value};
+use schemars::Schema;
+use serde_json::{Map, Value, json};
 
-use super::Config;
+use super::{Config, EmitterType, OF_TYPE, event_types, subtypes};
 
 /// How wide comments are, in characters.
 const WIDTH: usize = 78;
 
 /// The JSON Schema of the configuration.
 pub(crate) fn schema() -> Value {
-    schemars::schema_for!(Config).to_value()
+    let mut schema = schemars::schema_for!(Config).to_value();
+    // The runtime takes rules about events of any observer; here they are known.
+    if let Some(rule) = schema.pointer_mut("/$defs/SamplingRule") {
+        let types = event_types();
+        rule["properties"]["event_type"]["enum"] = json!(types);
+        let of_type = types.iter().map(|event_type| {
+            let mut subtypes = subtypes(event_type);
+            subtypes.insert(0, "");
+            json!({"properties": {
+                "event_type": {"const": event_type},
+                "subtype": {"enum": subtypes},
+            }})
+        });
+        rule["oneOf"] = of_type.collect();
+    }
+    schema
+}
+
+/// Adds which keys are for emitters of which type.
+pub(super) fn describe_types(schema: &mut Schema) {
+    let types = [EmitterType::Stdout, EmitterType::File, EmitterType::None];
+    let rules = types.map(|kind| {
+        let others = OF_TYPE.iter().filter(|(_, of)| *of != kind);
+        let left_out: Map<String, Value> =
+            others.map(|(key, _)| ((*key).to_owned(), json!({"type": "null"}))).collect();
+        let mut then = json!({"properties": left_out});
+        if kind == EmitterType::File {
+            then["required"] = json!(["path"]);
+            then["properties"]["path"] = json!({"type": "string"});
+        }
+        json!({"if": {"properties": {"type": {"const": kind}}}, "then": then})
+    });
+    schema.insert("allOf".to_owned(), json!(rules));
 }
 
 /// A configuration file with every key, its description and its default. Keys
@@ -90,6 +123,7 @@ impl<'a> Writer<'a> {
         let first = |list: &'a Value| list.as_array().and_then(|list| list.first());
         match pointer.and_then(|pointer| self.root.pointer(pointer)) {
             Some(target) => self.resolve(target),
+            None if has_members(schema) => schema,
             None => match first(&schema["anyOf"]).or_else(|| first(&schema["allOf"])) {
                 Some(inner) => self.resolve(inner),
                 None => schema,

@@ -6,11 +6,13 @@ use std::path::Path;
 
 use serde::Deserialize;
 use vahti_runtime::config::InvalidField;
+use vahti_runtime::config::bounds::{Bound, Bounded, Checked};
 use vahti_runtime::event::escape;
 
 use super::Config;
 use super::problem::{At, InvalidConfig, Problem};
-use super::tree::{self, Node, read_path, show_path};
+use super::tree::{self, Node, Step, read_path, show_path};
+use super::typed::Mistake;
 
 /// More than a configuration can need, in bytes.
 const MAX_BYTES: u64 = 1 << 20;
@@ -42,29 +44,55 @@ impl Loaded {
 /// # Errors
 /// The file can't be read, or everything that is wrong in it.
 pub(crate) fn from_file(path: &Path) -> Result<Loaded, InvalidConfig> {
+    from_file_by(path, Config::validate)
+}
+
+/// Reads a configuration that is to be good without a command line.
+///
+/// # Errors
+/// As [`from_file`], or it gives nothing to do.
+pub(crate) fn check(path: &Path) -> Result<(), InvalidConfig> {
+    from_file_by(path, Config::validate_alone).map(drop)
+}
+
+/// What finds values that are out of their bounds.
+type Validate = fn(&Config) -> Vec<InvalidField>;
+
+fn from_file_by(path: &Path, validate: Validate) -> Result<Loaded, InvalidConfig> {
     let name = escape(path.as_os_str().as_encoded_bytes()).into_owned();
     let text = read(path)
         .map_err(|problem| InvalidConfig { source_name: name.clone(), problems: vec![problem] })?;
-    from_text(&text, &name)
+    from_text(&text, &name, validate)
 }
 
 /// Reads a configuration from YAML; an empty text is all defaults.
 ///
 /// # Errors
 /// Everything that is wrong in it.
-pub(crate) fn from_text(text: &str, source_name: &str) -> Result<Loaded, InvalidConfig> {
+pub(crate) fn from_text(
+    text: &str,
+    source_name: &str,
+    validate: Validate,
+) -> Result<Loaded, InvalidConfig> {
     let invalid = |mut problems: Vec<Problem>| {
         problems.sort_by_key(|problem| problem.at);
         InvalidConfig { source_name: source_name.to_owned(), problems }
     };
     let mut tree = tree::parse(text).map_err(invalid)?;
-    let (config, mut problems) = typed(&mut tree);
-    if let Some(config) = &config {
-        problems.extend(config.validate().into_iter().map(|field| {
-            let (at, path) = tree.locate(&read_path(&field.path));
-            let path = show_path(&path);
-            Problem { at: Some(at), text: InvalidField { path, ..field }.to_string() }
-        }));
+    let (config, told) = typed(&mut tree);
+    let mut problems: Vec<Problem> = told.iter().map(problem).collect();
+    for field in config.iter().flat_map(validate) {
+        let (at, path) = tree.locate(&read_path(&field.path));
+        // A list that an item was taken out of is shorter for that alone.
+        if told
+            .iter()
+            .any(|mistake| mistake.path.len() > path.len() && mistake.path.starts_with(&path))
+        {
+            continue;
+        }
+        let path = show_path(&path);
+        let text = InvalidField { path, ..field }.to_string();
+        problems.push(Problem { at: Some(at), text });
     }
     match config {
         Some(config) if problems.is_empty() => Ok(Loaded { config, tree: Some(tree) }),
@@ -74,19 +102,44 @@ pub(crate) fn from_text(text: &str, source_name: &str) -> Result<Loaded, Invalid
 
 /// Takes one mistake after the other out of the tree, until the rest fits the
 /// types or nothing is left to take out.
-fn typed(tree: &mut Node) -> (Option<Config>, Vec<Problem>) {
-    let mut problems = Vec::new();
+fn typed(tree: &mut Node) -> (Option<Config>, Vec<Mistake>) {
+    let mut told: Vec<Mistake> = Vec::new();
     loop {
         let mistake = match Config::deserialize(&*tree) {
-            Ok(config) => return (Some(config), problems),
+            Ok(config) => return (Some(config), told),
             Err(mistake) => mistake,
         };
-        problems.push(mistake.problem());
-        if problems.len() >= MAX_PROBLEMS || mistake.path.is_empty() || !tree.remove(&mistake.path)
-        {
-            return (None, problems);
+        let can_go_on = !mistake.path.is_empty() && tree.remove(&mistake.path);
+        // What is lacking may be what was taken out.
+        if !told.iter().any(|earlier| mistake.follows_from(earlier)) {
+            told.push(mistake);
+        }
+        if told.len() >= MAX_PROBLEMS || !can_go_on {
+            return (None, told);
         }
     }
+}
+
+/// A mistake as people see it: where the type says less than the field's
+/// bound, with that.
+fn problem(mistake: &Mistake) -> Problem {
+    let bound = mistake.value.as_ref().and_then(|value| {
+        let bound = bound_of(&mistake.path)?.to_string();
+        Some(InvalidField { path: show_path(&mistake.path), value: value.clone(), bound })
+    });
+    let told = mistake.problem();
+    Problem { text: bound.map_or(told.text, |field| field.to_string()), ..told }
+}
+
+/// The bound of a field, wherever in a list.
+fn bound_of(path: &[Step]) -> Option<Bound> {
+    let path = path.iter().fold(String::new(), |path, step| match step {
+        Step::Key(key) if path.is_empty() => key.clone(),
+        Step::Key(key) => format!("{path}.{key}"),
+        Step::Index(_) => format!("{path}[]"),
+    });
+    let rows = Checked::of(&Config::sample()).rows;
+    rows.into_iter().find(|(field, _)| *field == path).map(|(_, bound)| bound)
 }
 
 fn read(path: &Path) -> Result<String, Problem> {

@@ -1,6 +1,7 @@
 //! What applies in the end: command line before file before environment
 //! before defaults.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -8,11 +9,12 @@ use serde::Deserialize;
 use serde::de::IntoDeserializer;
 use serde::de::value::{Error as ValueError, StrDeserializer};
 use vahti_exporters::Format;
-use vahti_runtime::event::escape_text;
+use vahti_runtime::config::bounds::Bound;
+use vahti_runtime::event::{escape, escape_text};
 
 use super::load::{self, Loaded};
 use super::problem::{InvalidConfig, Problem, nearest, one_of};
-use super::{Config, EmitterConfig, EmitterType, Emitters, LogLevel, OBSERVERS, is_node_name};
+use super::{Config, EmitterConfig, EmitterType, Emitters, LogLevel, NODE_NAME, OBSERVERS};
 
 /// What the command line says; `None` where it says nothing.
 #[derive(Debug, Default)]
@@ -82,7 +84,7 @@ impl Emit {
 /// is.
 pub(crate) fn resolve(
     overrides: Overrides,
-    environment: impl Fn(&str) -> Option<String>,
+    environment: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Config, InvalidConfig> {
     let environment = |name: &str| environment(name).filter(|value| !value.is_empty());
     let path = overrides.config.or_else(|| environment("VAHTI_CONFIG").map(PathBuf::from));
@@ -120,17 +122,21 @@ pub(crate) fn resolve(
 
 fn apply_environment(
     loaded: &mut Loaded,
-    environment: impl Fn(&str) -> Option<String>,
+    environment: impl Fn(&str) -> Option<OsString>,
 ) -> Result<(), InvalidConfig> {
     // A variable whose field the file sets has no say, right or wrong.
-    let value = |name: &str, path: &str| environment(name).filter(|_| !loaded.sets(path));
-    let node_name = value("VAHTI_NODE_NAME", "node_name");
-    let log = value("VAHTI_LOG", "log");
-    let emit = value("VAHTI_EMIT", "emitters");
-    let observers = value("VAHTI_OBSERVERS", "observers");
+    let value = |name: &str, path: &str| {
+        let value = environment(name).filter(|_| !loaded.sets(path));
+        value.map(|value| text(name, value)).transpose()
+    };
+    let node_name = value("VAHTI_NODE_NAME", "node_name")?;
+    let log = value("VAHTI_LOG", "log")?;
+    let emit = value("VAHTI_EMIT", "emitters")?;
+    let observers = value("VAHTI_OBSERVERS", "observers")?;
     if let Some(name) = node_name {
-        if !is_node_name(&name) {
-            return Err(refused("VAHTI_NODE_NAME", &name, super::NODE_NAME));
+        if !NODE_NAME.allows(&name) {
+            let bound = Bound::Text(NODE_NAME).to_string();
+            return Err(refused("VAHTI_NODE_NAME", &name, &bound));
         }
         loaded.config.node_name = Some(name);
     }
@@ -166,16 +172,23 @@ fn list<T: FromStr<Err = String>>(variable: &str, text: &str) -> Result<Vec<T>, 
     text.split(',').map(item).collect()
 }
 
+/// A variable may hold any bytes but zero.
+fn text(variable: &str, value: OsString) -> Result<String, InvalidConfig> {
+    value.into_string().map_err(|value| {
+        let shown = escape(value.as_encoded_bytes());
+        wrong_environment(format!("{variable} is \"{shown}\", which is not UTF-8"))
+    })
+}
+
 fn refused(variable: &str, value: &str, bound: &str) -> InvalidConfig {
     let value = escape_text(value);
     let bound = bound.strip_prefix("must be ").unwrap_or(bound);
-    InvalidConfig {
-        source_name: "environment".to_owned(),
-        problems: vec![Problem {
-            at: None,
-            text: format!("{variable} is \"{value}\", but must be {bound}"),
-        }],
-    }
+    wrong_environment(format!("{variable} is \"{value}\", but must be {bound}"))
+}
+
+fn wrong_environment(text: String) -> InvalidConfig {
+    let problems = vec![Problem { at: None, text }];
+    InvalidConfig { source_name: "environment".to_owned(), problems }
 }
 
 fn enable(config: &mut Config, observers: &[Observer]) {

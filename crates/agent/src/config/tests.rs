@@ -1,16 +1,20 @@
+use std::ffi::OsString;
 use std::path::Path;
+use std::sync::LazyLock;
+
+use vahti_runtime::config::bounds::Bound;
 
 use super::load::{from_file, from_text};
 use super::settings::{Emit, Overrides, resolve};
 use super::*;
 
 fn problems(yaml: &str) -> Vec<String> {
-    let told = from_text(yaml, "f").unwrap_err().to_string();
+    let told = from_text(yaml, "f", Config::validate_alone).unwrap_err().to_string();
     told.lines().map(str::to_owned).collect()
 }
 
 fn config(yaml: &str) -> Config {
-    from_text(yaml, "f").unwrap().config
+    from_text(yaml, "f", Config::validate_alone).unwrap().config
 }
 
 #[test]
@@ -107,14 +111,14 @@ f:9:21: observers.network.sampling.default_rate is NaN, but must be a number fro
 f:11:11: observers.network.sampling.rules[0] lacks the key event_type
 f:13:17: observers.network.sampling.rules[1].rate is 1.5, but must be a number from 0.0 to 1.0
 f:15:23: observers.network.backpressure.drain_interval: \"100\" is not a duration: a whole number and one of ms, s, m, h, d (such as 500ms)
-f:16:19: observers.network.backpressure.queue_size is -1, but must be a whole number, 0 or more
+f:16:19: observers.network.backpressure.queue_size is -1, but must be a whole number from 1 to 10,000,000
 f:17:18: observers.network.backpressure.max_bytes is 1B, but must be 4KiB to 16GiB
 f:18:20: observers.network.backpressure.drop_policy is \"oldestt\", but must be oldest, newest or random; did you mean oldest?
 f:20:5: emitters[0] lacks the key type
 f:22:11: emitters[1].path is set, but must be left out for an emitter of type stdout
 f:23:5: emitters[2].path is not set, but must be the path of a file
 f:25:11: emitters[3].name is \"stdout\", but must be a name that no other emitter has
-f:27:11: emitters[3].keep is 5000000000, but must be a whole number from 0 to 4294967295";
+f:27:11: emitters[3].keep is 5000000000, but must be a whole number from 0 to 1,000";
     assert_eq!(problems(yaml).join("\n"), expected);
 }
 
@@ -153,9 +157,16 @@ fn what_is_no_configuration_is_told_and_does_no_harm() {
         bomb.push_str(&format!("{this}: &{this} [{ten}]\n"));
     }
     let begun = std::time::Instant::now();
-    assert!(problems(&bomb)[0].contains("not valid YAML"), "{:?}", problems(&bomb));
-    assert!(problems(&"[".repeat(100_000))[0].contains("not valid YAML"));
-    assert!(problems(&"a: {".repeat(1_000))[0].contains("not valid YAML"));
+    for (yaml, told) in [
+        (bomb, "keys and values, aliases written out, but may have at most 100000"),
+        ("[".repeat(100_000), "has more than 16 levels, one within the other"),
+        ("a: {".repeat(1_000), "levels, one within the other"),
+        ("- x\n".repeat(150_000), "keys and values, aliases written out, but may have"),
+    ] {
+        let problems = problems(&yaml);
+        assert!(problems[0].contains(told), "{problems:?}");
+        assert!(!problems[0].contains("breach") && !problems[0].contains('='), "{problems:?}");
+    }
     assert!(begun.elapsed().as_secs() < 5);
 }
 
@@ -205,7 +216,7 @@ fn files_that_cannot_be_read_are_told_with_advice() {
 fn resolved(overrides: Overrides, environment: &[(&str, &str)]) -> Result<Config, String> {
     let lookup = |name: &str| {
         let found = environment.iter().find(|(key, _)| *key == name);
-        found.map(|(_, value)| (*value).to_owned())
+        found.map(|(_, value)| OsString::from(value))
     };
     resolve(overrides, lookup).map_err(|e| e.to_string())
 }
@@ -268,4 +279,277 @@ fn wrong_variables_are_told_with_what_they_may_be() {
         assert!(error.contains(told), "{error}");
     }
     assert!(resolved(Overrides::default(), &[("VAHTI_LOG", "")]).is_ok(), "empty is not set");
+}
+
+#[test]
+fn a_variable_that_is_not_utf_8_is_refused_by_name_unless_the_file_sets_its_field() {
+    use std::os::unix::ffi::OsStringExt;
+    for variable in ["VAHTI_NODE_NAME", "VAHTI_LOG", "VAHTI_EMIT", "VAHTI_OBSERVERS"] {
+        let lookup =
+            |name: &str| (name == variable).then(|| OsString::from_vec(b"n\xf6de\n".to_vec()));
+        let told = resolve(Overrides::default(), lookup).unwrap_err().to_string();
+        let expected = format!("environment: {variable} is \"n\\xf6de\\x0a\", which is not UTF-8");
+        assert_eq!(told, expected);
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "node_name: n\n").unwrap();
+    let lookup = |name: &str| match name {
+        "VAHTI_CONFIG" => Some(file.path().into()),
+        "VAHTI_NODE_NAME" => Some(OsString::from_vec(vec![0xf6])),
+        _ => None,
+    };
+    let config = resolve(Overrides::default(), lookup).unwrap();
+    assert_eq!(config.node_name.as_deref(), Some("n"));
+}
+
+#[test]
+fn one_mistake_is_told_once() {
+    for (yaml, told) in [
+        (
+            "emitters: [{type: otlp}]",
+            "f:1:19: emitters[0].type is \"otlp\", but must be stdout, file or none",
+        ),
+        ("emitters:\n- keep: 5\n", "f:2:3: emitters[0] lacks the key type"),
+        ("emitters: [file]", "f:1:12: emitters[0] is \"file\", but must be a map of keys"),
+        (
+            "observers: {network: {sampling: {rules: [{event_type: []}]}}}",
+            "f:1:55: observers.network.sampling.rules[0].event_type is a list, but must be text",
+        ),
+        (
+            "observers: {network: {sampling: {rules: [{event_type: \"\"}]}}}",
+            "f:1:55: observers.network.sampling.rules[0].event_type is \"\", but must be the type \
+             of an event, such as \"network\"",
+        ),
+    ] {
+        assert_eq!(problems(yaml), [told]);
+    }
+    assert_eq!(
+        problems("emitters: []"),
+        ["f:1:11: emitters is a list of 0, but must be a list of 1 to 16"]
+    );
+}
+
+#[test]
+fn a_number_that_its_type_cannot_hold_is_told_with_its_fields_bound() {
+    let yaml = "\
+observers:
+  network:
+    backpressure:
+      queue_size: 99999999999999999999999
+      max_retries: -1
+      max_bytes: 99999999999GiB
+      drain_interval: 213503982335d
+    metrics: {max_series: 1.5}
+    failure: {retry: {multiplier: big}}
+emitters:
+- {type: file, path: /a, keep: 99999999999999999999999999999999999999999999}
+";
+    let expected = "\
+f:4:19: observers.network.backpressure.queue_size is 99999999999999999999999, but must be a whole number from 1 to 10,000,000
+f:5:20: observers.network.backpressure.max_retries is -1, but must be a whole number from 0 to 1,000
+f:6:18: observers.network.backpressure.max_bytes is \"99999999999GiB\", but must be 4KiB to 16GiB
+f:7:23: observers.network.backpressure.drain_interval is \"213503982335d\", but must be 1ms to 1h
+f:8:27: observers.network.metrics.max_series is 1.5, but must be a whole number from 1 to 100,000
+f:9:35: observers.network.failure.retry.multiplier is \"big\", but must be a number from 1.0 to 100.0
+f:11:32: emitters[0].keep is 99999999999999999999999999999999999999999999, but must be a whole number from 0 to 1,000";
+    assert_eq!(problems(yaml).join("\n"), expected);
+}
+
+#[test]
+fn emitters_share_no_file() {
+    let yaml = "\
+emitters:
+- {type: file, path: /var/log/a}
+- {type: file, name: b, path: /var/./log//a}
+- {type: file, name: c, path: /var/log/c}
+";
+    assert_eq!(
+        problems(yaml),
+        ["f:3:31: emitters[1].path is \"/var/./log//a\", but must be another file than that of \
+          emitters[0]"]
+    );
+}
+
+#[test]
+fn a_file_that_watches_nothing_is_refused_unless_the_command_line_names_an_observer() {
+    let yaml = "observers: {network: {enabled: false}, container: {enabled: false}}";
+    assert_eq!(
+        problems(yaml),
+        ["f:1:12: observers is without any that is enabled, but must be with one at least: \
+          network or container"]
+    );
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), yaml).unwrap();
+    let overrides = Overrides {
+        config: Some(file.path().into()),
+        observers: Some(vec!["network".parse().unwrap()]),
+        ..Overrides::default()
+    };
+    assert!(resolved(overrides, &[]).unwrap().observers.network.enabled);
+}
+
+#[test]
+fn a_sampling_rule_names_events_that_exist() {
+    let yaml = "\
+observers:
+  network:
+    sampling:
+      rules:
+      - event_type: netwrok
+      - {event_type: network, subtype: conection_refused}
+      - {event_type: container, subtype: oom_kill}
+      - {event_type: container, subtype: connection_reset}
+";
+    let rules = "observers.network.sampling.rules";
+    let expected = [
+        format!(
+            "f:5:21: {rules}[0].event_type is \"netwrok\", but must be network or container; did you mean network?"
+        ),
+        format!(
+            "f:6:40: {rules}[1].subtype is \"conection_refused\", but must be connection_refused, connection_timeout, connection_unreachable, connection_reset or connection_abandoned; did you mean connection_refused?"
+        ),
+        format!(
+            "f:8:42: {rules}[3].subtype is \"connection_reset\", but must be oom_kill, container_exit or process_crash"
+        ),
+    ];
+    assert_eq!(problems(yaml), expected);
+}
+
+fn schema_takes(config: &serde_json::Value) -> bool {
+    static SCHEMA: LazyLock<jsonschema::Validator> =
+        LazyLock::new(|| jsonschema::draft202012::new(&example::schema()).unwrap());
+    SCHEMA.is_valid(config)
+}
+
+/// A configuration of one field, from its path.
+fn only(path: &str, value: serde_json::Value) -> serde_json::Value {
+    let field = |key: &str| match key.strip_suffix("[]") {
+        Some(list) => (list.to_owned(), true),
+        None => (key.to_owned(), false),
+    };
+    let needed = serde_json::json!({"emitters": {"type": "file", "path": "/e"}, "rules": {"event_type": "network"}});
+    path.rsplit('.').fold(value, |inner, key| {
+        let (key, is_list) = field(key);
+        if !is_list {
+            return serde_json::json!({ key: inner });
+        }
+        let mut item = inner;
+        if let (Some(item), Some(needed)) = (item.as_object_mut(), needed[&key].as_object()) {
+            for (key, value) in needed {
+                item.entry(key).or_insert(value.clone());
+            }
+        }
+        serde_json::json!({ key: [item] })
+    })
+}
+
+/// Values at, in and beyond a bound.
+fn around(bound: &Bound) -> Vec<serde_json::Value> {
+    use serde_json::json;
+    match bound {
+        Bound::Whole(low, high) => vec![
+            json!(*low as i64 - 1),
+            json!(low),
+            json!(high),
+            json!(high + 1),
+            json!(99_999_999_999_u64),
+        ],
+        Bound::Number(low, high) => {
+            vec![json!(low - 0.1), json!(low), json!(high), json!(high + 0.1)]
+        }
+        Bound::Duration(..) => [
+            "0s", "1ms", "99ms", "100ms", "1s", "999ms", "1h", "3601s", "61m", "24h", "25h", "10m",
+            "601s", "366d", "367d", "1.5s", "1",
+        ]
+        .map(|text| json!(text))
+        .to_vec(),
+        Bound::Size(..) => ["1B", "4095B", "4KiB", "16GiB", "17GiB", "1024GiB", "1025GiB", "4MB"]
+            .map(|text| json!(text))
+            .to_vec(),
+        Bound::Items(..) => vec![],
+        Bound::Text(_) => ["", "a", "A", "a b", "a_b", "a-b", "a.b", "9a", "é"]
+            .iter()
+            .map(|text| json!(text))
+            .chain([63, 64, 253, 254].map(|len| json!("a".repeat(len))))
+            .collect(),
+        Bound::Filled(_) => vec![json!(""), json!("network"), json!("x")],
+        Bound::File => vec![json!(""), json!("/"), json!(".."), json!("e")],
+    }
+}
+
+#[test]
+fn the_json_schema_has_the_bounds_that_the_check_has() {
+    let rows = Checked::of(&Config::sample()).rows;
+    let mut tried = 0;
+    for (path, bound) in rows.iter().filter(|(path, _)| {
+        // The runtime's name of an observer stands in no file.
+        !["observers.network.name", "observers.container.name"].contains(&path.as_str())
+    }) {
+        for value in around(bound) {
+            let config = only(path, value);
+            let checked = from_text(&config.to_string(), "f", Config::validate);
+            // Its bound by another field is in no schema.
+            let told = checked.as_ref().map_or_else(|e| e.to_string(), |_| String::new());
+            let between = told.lines().count() == 1 && told.contains("initial_delay, which");
+            assert_eq!(schema_takes(&config), checked.is_ok() || between, "{config}: {checked:?}");
+            tried += 1;
+        }
+    }
+    assert!(tried > 200, "{tried}");
+    let emitters = |count: usize| {
+        let each = (0..count).map(|i| serde_json::json!({"type": "none", "name": format!("e{i}")}));
+        schema_takes(&serde_json::json!({"emitters": each.collect::<Vec<_>>()}))
+    };
+    assert_eq!([0, 1, 16, 17].map(emitters), [false, true, true, false]);
+}
+
+#[test]
+fn every_number_and_text_of_the_json_schema_has_a_bound() {
+    fn look(schema: &serde_json::Value, path: &str, unbounded: &mut Vec<String>) {
+        for (key, property) in schema["properties"].as_object().into_iter().flatten() {
+            let path = format!("{path}.{key}");
+            let leaf = if property["items"].is_object() { &property["items"] } else { property };
+            let is = |kind: &str| {
+                leaf["type"] == kind
+                    || leaf["type"].as_array().is_some_and(|t| t.contains(&kind.into()))
+            };
+            let has = |word: &str| !leaf[word].is_null();
+            let bounded = if is("integer") || is("number") {
+                has("minimum") && has("maximum")
+            } else if is("string") {
+                has("pattern") || has("enum") || has("minLength") || has("oneOf")
+            } else {
+                true
+            };
+            if !bounded {
+                unbounded.push(path);
+            }
+        }
+    }
+    let schema = example::schema();
+    let mut unbounded = Vec::new();
+    look(&schema, "", &mut unbounded);
+    for (name, definition) in schema["$defs"].as_object().unwrap() {
+        look(definition, name, &mut unbounded);
+    }
+    // Its choices depend on the type of the event, and stand in `oneOf`.
+    assert_eq!(unbounded, ["SamplingRule.subtype"]);
+}
+
+#[test]
+fn the_json_schema_knows_which_keys_are_for_which_emitter_and_which_events_there_are() {
+    use serde_json::json;
+    let emitter = |emitter: serde_json::Value| schema_takes(&json!({"emitters": [emitter]}));
+    assert!(emitter(json!({"type": "stdout", "format": "json"})));
+    assert!(!emitter(json!({"type": "stdout", "path": "/e"})));
+    assert!(emitter(json!({"type": "file", "path": "/e", "keep": 1})));
+    assert!(!emitter(json!({"type": "file"})));
+    assert!(!emitter(json!({"type": "file", "path": "/e", "format": "json"})));
+    assert!(emitter(json!({"type": "none"})) && !emitter(json!({"type": "otlp"})));
+    let rule = |event_type: &str, subtype: &str| {
+        let rule = json!({"event_type": event_type, "subtype": subtype});
+        schema_takes(&json!({"observers": {"network": {"sampling": {"rules": [rule]}}}}))
+    };
+    assert!(rule("network", "") && rule("network", "connection_reset"));
+    assert!(!rule("netwrok", "") && !rule("network", "oom_kill"));
 }

@@ -7,7 +7,8 @@
 use std::fmt;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::{DuplicateKeyPolicy, Location, NonFiniteFloatPolicy, Spanned};
+use serde_saphyr::budget::BudgetBreach;
+use serde_saphyr::{DuplicateKeyPolicy, Error, Location, NonFiniteFloatPolicy, Spanned};
 
 use super::problem::{At, Problem};
 
@@ -47,6 +48,10 @@ pub(crate) enum Step {
     Index(usize),
 }
 
+const MAX_PARTS: usize = 100_000;
+const MAX_ALIASES: usize = 1_000;
+const MAX_DEPTH: usize = 16;
+
 /// Parses one YAML document; an empty one is a map without keys.
 ///
 /// # Errors
@@ -61,11 +66,11 @@ pub(crate) fn parse(text: &str) -> Result<Node, Vec<Problem>> {
     options.leading_zero_numbers_as_strings = true;
     if let Some(budget) = &mut options.budget {
         // Far more than a configuration needs, and harmless.
-        budget.max_events = 100_000;
-        budget.max_aliases = 1_000;
-        budget.max_anchors = 1_000;
-        budget.max_depth = 16;
-        budget.flow_nesting_limit = 16;
+        budget.max_events = MAX_PARTS;
+        budget.max_aliases = MAX_ALIASES;
+        budget.max_anchors = MAX_ALIASES;
+        budget.max_depth = MAX_DEPTH;
+        budget.flow_nesting_limit = MAX_DEPTH;
     }
     let parsed: Result<Option<Spanned<Raw>>, _> =
         serde_saphyr::from_str_with_options(text, options);
@@ -79,13 +84,54 @@ pub(crate) fn parse(text: &str) -> Result<Node, Vec<Problem>> {
     if twice.is_empty() { Ok(node) } else { Err(twice) }
 }
 
-fn syntax_problem(error: &serde_saphyr::Error) -> Problem {
+fn syntax_problem(error: &Error) -> Problem {
     let at = error.location().map(at);
+    if let Some(text) = too_much(error) {
+        return Problem { at, text };
+    }
     let text = error.without_snippet().to_string();
     // The location stands before the text already.
     let text = text.split(" at line ").next().unwrap_or(&text);
     let text = text.lines().next().unwrap_or(text);
+    // How the scanner says that flow_nesting_limit was passed.
+    if text == "recursion limit exceeded" {
+        let text = format!("has more than {MAX_DEPTH} levels, one within the other");
+        return Problem { at, text };
+    }
     Problem { at, text: format!("not valid YAML: {text}") }
+}
+
+/// Which of the limits was passed, in words of ours and not the parser's.
+fn too_much(mut error: &Error) -> Option<String> {
+    while let Error::AliasError { error: inner, .. } | Error::WithSnippet { error: inner, .. } =
+        error
+    {
+        error = inner;
+    }
+    let (what, found, limit) = match *error {
+        Error::Budget { ref breach, .. } => match *breach {
+            BudgetBreach::Depth { depth } => ("levels, one within the other", depth, MAX_DEPTH),
+            BudgetBreach::Events { events } => {
+                ("keys and values, aliases written out", events, MAX_PARTS)
+            }
+            BudgetBreach::Aliases { aliases } => ("aliases", aliases, MAX_ALIASES),
+            BudgetBreach::Anchors { anchors } => ("anchors", anchors, MAX_ALIASES),
+            _ => return Some("holds more than a configuration can need".to_owned()),
+        },
+        Error::AliasReplayLimitExceeded {
+            total_replayed_events: found,
+            max_total_replayed_events: limit,
+            ..
+        } => ("keys and values that aliases stand for", found, limit),
+        Error::AliasExpansionLimitExceeded {
+            expansions, max_expansions_per_anchor: limit, ..
+        } => ("aliases of one anchor", expansions, limit),
+        Error::AliasReplayStackDepthExceeded { depth, max_depth, .. } => {
+            ("aliases, one within the other", depth, max_depth)
+        }
+        _ => return None,
+    };
+    Some(format!("has {found} {what}, but may have at most {limit}"))
 }
 
 fn at(location: Location) -> At {

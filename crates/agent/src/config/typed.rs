@@ -20,11 +20,26 @@ pub(crate) struct Mistake {
     pub(crate) path: Vec<Step>,
     /// What follows the path in the text.
     text: String,
+    /// The value, where the field's own bound says more than its type.
+    pub(crate) value: Option<String>,
+    /// The key that is not there.
+    lacks: Option<&'static str>,
 }
 
 impl Mistake {
     fn new(text: String) -> Self {
-        Mistake { at: None, path: Vec::new(), text }
+        Mistake { at: None, path: Vec::new(), text, value: None, lacks: None }
+    }
+
+    /// Whether it is only there because an earlier one was taken out.
+    pub(crate) fn follows_from(&self, earlier: &Mistake) -> bool {
+        let Some(key) = self.lacks else {
+            return false;
+        };
+        match earlier.path.strip_prefix(self.path.as_slice()) {
+            Some([Step::Key(removed), ..]) => removed == key,
+            _ => false,
+        }
     }
 
     fn at(mut self, at: At) -> Self {
@@ -65,6 +80,15 @@ impl de::Error for Mistake {
         Mistake::new(format!(": expected {expected}"))
     }
 
+    fn invalid_value(value: de::Unexpected<'_>, _: &dyn Expected) -> Self {
+        let shown = match value {
+            de::Unexpected::Str(text) => short(text),
+            other => other.to_string(),
+        };
+        let text = format!(" is {shown}, which is more than can be counted");
+        Mistake { value: Some(shown), ..Mistake::new(text) }
+    }
+
     fn unknown_variant(variant: &str, expected: &'static [&'static str]) -> Self {
         let shown = escape_text(variant);
         let meant = nearest(variant, expected)
@@ -75,8 +99,15 @@ impl de::Error for Mistake {
     }
 
     fn missing_field(field: &'static str) -> Self {
-        Mistake::new(format!(" lacks the key {field}"))
+        Mistake { lacks: Some(field), ..Mistake::new(format!(" lacks the key {field}")) }
     }
+}
+
+/// A text, or the beginning of one.
+fn short(text: &str) -> String {
+    let short: String = text.chars().take(60).collect();
+    let more = if short.len() < text.len() { "…" } else { "" };
+    format!("\"{}{more}\"", escape_text(&short))
 }
 
 fn unknown_key(name: &str, known: &[&str]) -> String {
@@ -94,11 +125,7 @@ impl Node {
             Value::Bool(_, spelling) | Value::Int(_, spelling) | Value::Float(_, spelling) => {
                 escape_text(spelling).into_owned()
             }
-            Value::Text(text) => {
-                let short: String = text.chars().take(60).collect();
-                let more = if short.len() < text.len() { "…" } else { "" };
-                format!("\"{}{more}\"", escape_text(&short))
-            }
+            Value::Text(text) => short(text),
             Value::List(_) => "a list".to_owned(),
             Value::Map(_) => "a map of keys".to_owned(),
             Value::Removed => "removed".to_owned(),
@@ -109,10 +136,14 @@ impl Node {
         Mistake::new(format!(" is {}, but must be {what}", self.shown())).at(self.at)
     }
 
+    fn must_be_number(&self, what: &str) -> Mistake {
+        Mistake { value: Some(self.shown()), ..self.must_be(what) }
+    }
+
     fn integer<T: TryFrom<i128>>(&self, bounds: &str) -> Result<T, Mistake> {
         match &self.value {
-            Value::Int(value, _) => T::try_from(*value).map_err(|_| self.must_be(bounds)),
-            _ => Err(self.must_be("a whole number")),
+            Value::Int(value, _) => T::try_from(*value).map_err(|_| self.must_be_number(bounds)),
+            _ => Err(self.must_be_number("a whole number")),
         }
     }
 
@@ -176,7 +207,7 @@ impl<'de> Deserializer<'de> for &'de Node {
         match self.value {
             Value::Float(value, _) => visitor.visit_f64(value),
             Value::Int(value, _) => visitor.visit_f64(value as f64),
-            _ => Err(self.must_be("a number")),
+            _ => Err(self.must_be_number("a number")),
         }
     }
 

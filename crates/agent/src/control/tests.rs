@@ -1,10 +1,16 @@
+use std::io::{BufRead, BufReader};
+use std::net::Shutdown;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use super::client::ClientError;
 use super::*;
 
 fn answering(path: &Path) -> Result<Control, ControlError> {
-    let answer = |request: &str| (request == "ledger").then(|| br#"{"observers":[]}"#.to_vec());
+    let answer = |request: &str, _| {
+        (request == "ledger").then(|| Reply::Document(br#"{"observers":[]}"#.to_vec()))
+    };
     Control::start(path, Arc::new(answer))
 }
 
@@ -19,7 +25,7 @@ fn a_question_is_answered_and_the_socket_is_nobody_elses() {
     let control = answering(&path).unwrap();
     assert_eq!(ask(&path, "ledger").unwrap(), serde_json::json!({"observers": []}));
     let unknown = ask(&path, "shutdown now").unwrap();
-    assert_eq!(unknown["error"], "unknown request; known is: ledger");
+    assert_eq!(unknown["error"], "unknown request; known are: ledger, prove");
     assert_eq!(mode(&path), 0o600);
     assert_eq!(mode(path.parent().unwrap()), 0o700);
     drop(control);
@@ -100,15 +106,19 @@ fn hostile_clients_hold_up_nobody_for_long() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("s");
     let _control = answering(&path).unwrap();
-    // All places taken by clients that say nothing; more than that are
-    // turned away at once.
-    let silent: Vec<UnixStream> =
-        (0..2 * MAX_CLIENTS).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    // All places taken by clients that say nothing, and more: each question
+    // is answered all the same, at once.
     let begun = Instant::now();
-    while ask(&path, "ledger").is_err() {
-        assert!(begun.elapsed() < Duration::from_secs(10), "no place came free");
-        std::thread::sleep(Duration::from_millis(20));
+    let mut silent = Vec::new();
+    for _ in 0..4 * server::MAX_CLIENTS {
+        silent.push(UnixStream::connect(&path).unwrap());
+        assert!(ask(&path, "ledger").is_ok());
     }
+    assert!(begun.elapsed() < Duration::from_secs(20), "nobody waited for them one by one");
+    // Who was silent for longest gave way, with an end and no word.
+    assert_eq!(silent[0].read(&mut [0]).unwrap(), 0);
+    silent.last().unwrap().set_nonblocking(true).unwrap();
+    assert!(silent.last().unwrap().read(&mut [0]).is_err(), "the last may still ask");
     drop(silent);
     // One that never ends its line.
     let endless = UnixStream::connect(&path).unwrap();
@@ -127,4 +137,95 @@ fn a_path_that_cannot_be_made_is_named() {
     assert!(told.starts_with("cannot create the socket"), "{told}");
     let deep = answering(&folder.path().join("a/b/c")).err().unwrap().to_string();
     assert!(deep.starts_with("cannot create the folder"), "{deep}");
+}
+
+/// Counts what is held for clients.
+struct Counted(Arc<AtomicUsize>);
+
+impl Counted {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Counted(Arc::clone(count))
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn holding(path: &Path, held: &Arc<AtomicUsize>) -> Control {
+    let held = Arc::clone(held);
+    let answer = move |request: &str, peer: Peer| match request {
+        "ledger" => Some(Reply::Document(b"{}".to_vec())),
+        _ if peer.pid == std::process::id() => {
+            Some(Reply::Held(br#"{"proving":1}"#.to_vec(), Box::new(Counted::new(&held))))
+        }
+        _ => None,
+    };
+    Control::start(path, Arc::new(answer)).unwrap()
+}
+
+#[test]
+fn what_is_held_for_a_client_is_let_go_of_before_its_connection_ends() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    let held = Arc::default();
+    let _control = holding(&path, &held);
+    let paths = [path.clone(), folder.path().join("nobody")];
+    let untold = |error| panic!("{error}");
+    let announced = Announcements::make(&paths, 1, untold);
+    assert_eq!(held.load(Ordering::Acquire), 1);
+    // Idle clients take nobody's place who is held.
+    let _silent: Vec<UnixStream> =
+        (0..2 * server::MAX_CLIENTS).map(|_| UnixStream::connect(&path).unwrap()).collect();
+    assert!(ask(&path, "ledger").is_ok());
+    assert_eq!(held.load(Ordering::Acquire), 1);
+    drop(announced);
+    assert_eq!(held.load(Ordering::Acquire), 0);
+    // One that does not wait for the answer, and is gone.
+    let gone = UnixStream::connect(&path).unwrap();
+    (&gone).write_all(b"prove 1\n").unwrap();
+    drop(gone);
+    let left = Announcements::make(&paths, 1, untold);
+    assert_eq!(held.load(Ordering::Acquire), 1);
+    // An agent that ends lets go of all.
+    drop(_control);
+    drop(left);
+    assert_eq!(held.load(Ordering::Acquire), 0);
+}
+
+#[test]
+fn a_request_that_brings_a_bug_to_light_costs_nobody_else_an_answer() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("s");
+    let answer = |request: &str, _| match request {
+        "ledger" => Some(Reply::Document(b"{}".to_vec())),
+        _ => panic!("a bug"),
+    };
+    let _control = Control::start(&path, Arc::new(answer)).unwrap();
+    assert_eq!(ask(&path, "prove 1").unwrap()["error"], "a bug in vahti: its log tells");
+    assert_eq!(ask(&path, "ledger").unwrap(), serde_json::json!({}));
+}
+
+#[test]
+fn an_agent_that_knows_nothing_of_proofs_or_does_not_answer_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("older");
+    let _control = answering(&path).unwrap();
+    let stopped = folder.path().join("stopped");
+    let listener = UnixListener::bind(&stopped).unwrap();
+    let mut untold = Vec::new();
+    let begun = Instant::now();
+    drop(Announcements::make(&[path, stopped], 1, |error| untold.push(error.to_string())));
+    assert!(begun.elapsed() < Duration::from_secs(3));
+    assert_eq!(untold.len(), 2);
+    assert!(untold[0].contains("older did not answer: unknown request"), "{untold:?}");
+    assert!(untold[1].contains("stopped did not answer: it takes too long"), "{untold:?}");
+    let (client, _) = listener.accept().unwrap();
+    client.shutdown(Shutdown::Write).unwrap();
+    let mut line = String::new();
+    BufReader::new(client).read_line(&mut line).unwrap();
+    assert_eq!(line, "prove 1\n");
 }

@@ -1,6 +1,7 @@
 //! The built agent as it runs, and what it printed.
 
 use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
@@ -10,7 +11,7 @@ use serde_json::Value;
 
 use vahti_runtime::testing::not_run;
 
-const BINARY: &str = env!("CARGO_BIN_EXE_vahti");
+pub(crate) const BINARY: &str = env!("CARGO_BIN_EXE_vahti");
 
 /// How long anything may take that must come: far beyond what it needs, as
 /// the machine may be busy with other tests.
@@ -150,9 +151,24 @@ impl Agent {
         self.printed().events.iter().filter(|event| wanted(event)).cloned().collect()
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What is its own.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Its control socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.folder.path().join("s")
+    }
+
     /// The ledger as `vahti ledger` has it.
     pub(crate) fn ledger(&self) -> Value {
-        let socket = self.folder.path().join("s");
+        let socket = self.socket();
         let output =
             Command::new(BINARY).args(["ledger", "--json", "--socket"]).arg(socket).output();
         serde_json::from_slice(&output.unwrap().stdout).unwrap_or_default()

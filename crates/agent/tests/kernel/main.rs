@@ -19,6 +19,7 @@ mod namespace;
 mod network;
 mod oom;
 mod outputs;
+mod proofs;
 mod reset;
 mod role;
 mod roles;

@@ -2,6 +2,7 @@
 
 mod connect;
 mod end;
+mod promise;
 mod serve;
 
 use std::io::{Read, Write};
@@ -27,6 +28,9 @@ pub(crate) fn play() {
         "be reset" => serve::be_reset(&arguments),
         "reset" => serve::reset(&arguments),
         "end" => end::end(&arguments),
+        "promise" => promise::promise(&arguments),
+        "promise and end" => promise::promise_and_end(&arguments),
+        "take over" => promise::take_over(&arguments),
         "wait" => wait(&arguments),
         role => panic!("{role}"),
     }

@@ -120,6 +120,28 @@ fn a_rotation_that_a_crash_broke_off_loses_nothing() {
 }
 
 #[test]
+fn half_a_line_that_another_process_leaves_meanwhile_does_not_spoil_the_next() {
+    use std::io::Write;
+    let folder = folder();
+    let path = folder.path().join("e");
+    let mut emitter = open(FileConfig::at(&path));
+    emit(&mut emitter, &events(0, 1));
+    let mut other = fs::OpenOptions::new().append(true).open(&path).unwrap();
+    other.write_all(b"{\"half").unwrap();
+    emit(&mut emitter, &events(1, 1));
+    emit(&mut emitter, &events(2, 1));
+    let lines = text(&path);
+    let lines: Vec<&str> = lines.lines().collect();
+    assert_eq!(lines.len(), 4, "{lines:?}");
+    assert_eq!(lines[1], "{\"half");
+    assert_eq!(counts(&[lines[0], lines[2], lines[3], ""].join("\n")), [0, 1, 2]);
+    // What was cut off under us is not torn.
+    other.set_len(0).unwrap();
+    emit(&mut emitter, &events(3, 1));
+    assert_eq!(counts(&text(&path)), [3]);
+}
+
+#[test]
 fn a_torn_last_line_does_not_spoil_the_next() {
     let folder = folder();
     let path = folder.path().join("e");
@@ -292,7 +314,7 @@ fn values_out_of_bounds_are_named_with_their_bounds() {
             "path is \"/\", but must be the path of a file",
             "max_size is 1B, but must be 4KiB to 1024GiB",
             "max_age is 0s, but must be 1s to 366d",
-            "keep is 1001, but must be 0 to 1000",
+            "keep is 1001, but must be a whole number from 0 to 1,000",
         ]
     );
     assert!(FileConfig::at("e").validate().is_empty());

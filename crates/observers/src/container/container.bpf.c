@@ -492,12 +492,16 @@ static __always_inline void fill_sender(struct container_exit *exit, struct endi
 	bpf_map_delete_elem(&senders, &key);
 }
 
-/* A child of the agent that ends while it proves this probe. */
-static __always_inline u32 proof_flag(struct container_exit *exit)
+/* A child of the agent, or of another maker of proofs, that ends while its parent proves this probe. */
+static __always_inline u32 proof_flag(struct container_exit *exit, struct task_struct *leader)
 {
 	struct vahti_self *facts = self_facts();
+	/* Any thread may have forked it; a process began with its leader. */
+	struct task_struct *parent = read(read(leader->real_parent)->group_leader);
 	int is_ours = facts && facts->proof && exit->process.parent_tgid == facts->tgid;
 
+	if (!is_ours)
+		is_ours = is_maker(exit->process.parent_tgid, read(parent->start_boottime));
 	return is_ours ? VAHTI_FLAG_PROOF : 0;
 }
 
@@ -519,7 +523,7 @@ static __always_inline void tell_exit(struct ending *e)
 	exit->parent_elsewhere = e->parent_elsewhere;
 	exit->init_inside = e->init_inside;
 	fill_sender(exit, e);
-	exit->header.flags = proof_flag(exit);
+	exit->header.flags = proof_flag(exit, e->leader);
 	remember_path(e->cgroup, e->cgroup_id, VAHTI_SLOT_PROCESS_EXIT);
 	u32 len = append_path(&exit->header, record->path, e->cgroup_id);
 	exit->path_len = len;

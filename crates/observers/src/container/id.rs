@@ -28,7 +28,14 @@ pub struct ContainerId<'a> {
     pub runtime: Option<&'static str>,
     /// The Kubernetes pod's uid, where the path has it.
     pub pod_uid: Option<String>,
+    /// Whether the path goes on below the container's own cgroup, as a
+    /// service's does where systemd runs in a container.
+    pub is_below: bool,
 }
+
+/// What runtimes call the cgroup that they make below a container's for all
+/// that runs in it: crun (`container`, `ctr`) and systemd-nspawn.
+const PAYLOADS: [&str; 3] = ["container", "ctr", "payload"];
 
 /// Prefixes of a name before 64 hex digits, and whose they are.
 const PREFIXES: [(&str, &str); 6] = [
@@ -49,6 +56,7 @@ pub fn classify(path: &[u8]) -> Class<'_> {
     // Within a cgroup namespace a path may climb: /../../docker/...
     let names = || path.split('/').filter(|name| !name.is_empty() && *name != "..");
     let mut unknown = false;
+    let (mut levels_below, mut first_below) = (0, "");
     // The innermost container is the one: containers run in containers (kind),
     // and have cgroups of their own below (systemd in a container).
     let mut inner = names().rev().peekable();
@@ -58,12 +66,15 @@ pub fn classify(path: &[u8]) -> Class<'_> {
             Some(Found::Container { id, runtime }) => {
                 let runtime = runtime.or_else(|| runtime_by_ancestors(inner));
                 let pod_uid = names().rev().find_map(pod_uid);
-                return Class::Container(ContainerId { id, runtime, pod_uid });
+                let is_payload = levels_below == 1 && PAYLOADS.contains(&first_below);
+                let is_below = levels_below > 0 && !is_payload;
+                return Class::Container(ContainerId { id, runtime, pod_uid, is_below });
             }
             Some(Found::Monitor) => return Class::Monitor,
             Some(Found::Unknown) => unknown = true,
             None => {}
         }
+        (levels_below, first_below) = (levels_below + 1, name);
     }
     if unknown { Class::Unknown } else { Class::Host }
 }
@@ -272,6 +283,27 @@ mod tests {
             count += 1;
         }
         assert!(count >= 40, "the corpus shrank to {count}");
+    }
+
+    #[test]
+    fn what_a_container_made_of_its_cgroup_lies_below_it() {
+        let id = "0123456789abcdef".repeat(4);
+        for (path, expected) in [
+            (format!("/docker/{id}"), false),
+            (format!("/docker/{id}/init.scope"), true),
+            (format!("/docker/{id}/system.slice/web.service"), true),
+            (format!("/docker/{id}/docker/{id}"), false),
+            (format!("/machine.slice/libpod-{id}.scope/container"), false),
+            (format!("/machine.slice/libpod-{id}.scope/container/init.scope"), true),
+            (format!("/libpod_parent/libpod-{id}/ctr"), false),
+            ("/machine.slice/systemd-nspawn@web.service/payload".to_owned(), false),
+            ("/lxc.payload.web/system.slice/nginx.service".to_owned(), true),
+        ] {
+            let Class::Container(found) = classify(path.as_bytes()) else {
+                panic!("{path} is a container's");
+            };
+            assert_eq!(found.is_below, expected, "{path}");
+        }
     }
 
     proptest! {

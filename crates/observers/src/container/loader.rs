@@ -13,7 +13,7 @@ use vahti_runtime::ebpf::EbpfManager as _;
 
 use super::abi::{KIND_PROCESS_EXIT, ProcessExit, slot};
 use super::{child, first};
-use crate::proof::{test_run_all, test_run_proof, write_self};
+use crate::proof::{introduce, test_run_proof, write_self};
 
 /// The compiled programs.
 pub const OBJECT: Object =
@@ -81,8 +81,11 @@ struct ContainerProof {
 }
 
 impl ProofOfLife for ContainerProof {
+    fn introduce(&mut self, manager: &mut AyaManager) -> Option<u32> {
+        introduce(manager)
+    }
+
     fn provoke(&mut self, manager: &mut AyaManager) -> Result<(), EbpfError> {
-        test_run_all(manager);
         let failed = |error| EbpfError::System { operation: "making a child that crashes", error };
         write_self(manager, |facts| SelfFacts { proof: 1, ..facts })?;
         let proven = child::crash().map_err(failed);

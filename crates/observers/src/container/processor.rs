@@ -47,10 +47,11 @@ impl ContainerProcessor {
         let truncated = record::is_truncated(&kill.header);
         let named = self.cgroups.name(victim.cgroup_id, split.path, truncated);
         let scope = scope_of(&kill, &named);
+        let is_own = kill.scope_cgroup_id == victim.cgroup_id;
         let mut event = Event::new(&OOM_KILL, Severity::Error);
         event.time_ns = record.wall_ns;
         event.outcome = Outcome::Failure;
-        event.error = Some(out_of_memory(scope));
+        event.error = Some(out_of_memory(scope, is_own));
         event.process = record::process(victim, record);
         event.entity = Some(EntityId::process(&self.boot_id, victim.tgid, victim.start_boot_ns));
         event.trace_id = TraceId::of_process(&self.boot_id, victim.tgid, victim.start_boot_ns);
@@ -66,7 +67,7 @@ impl ContainerProcessor {
         let truncated = record::is_truncated(&ended.header);
         let named = self.cgroups.name(ended.process.cgroup_id, split.path, truncated);
         let exit = exit_of(&ended);
-        let container = named.container.as_ref().filter(|_| is_first(&ended));
+        let container = named.container.as_ref().filter(|_| is_first(&ended, named.is_below));
         let mut event = match container {
             Some(container) => {
                 if exit.class == ExitClass::Normal && !self.normal_exits {
@@ -139,8 +140,9 @@ fn give_home(event: &mut Event, named: Named) {
     event.unresolved = named.unresolved.map(|reason| Unresolved { reason });
 }
 
-/// A limit of the victim's own cgroup is its container's; one further up (a
-/// pod's, a slice's) is not.
+/// A limit of the victim's own cgroup is its container's, also where that
+/// cgroup is one that the container made below its own. One further up is not:
+/// it may be a pod's or a slice's, and the record does not say how far up.
 fn scope_of(kill: &OomKill, named: &Named) -> OomScope {
     if kill.scope != SCOPE_CGROUP {
         return OomScope::System;
@@ -151,12 +153,14 @@ fn scope_of(kill: &OomKill, named: &Named) -> OomScope {
     }
 }
 
-fn out_of_memory(scope: OomScope) -> ErrorInfo {
+/// `is_own`: the limit is that of the victim's own cgroup.
+fn out_of_memory(scope: OomScope, is_own: bool) -> ErrorInfo {
     ErrorInfo {
         code: Cow::Borrowed("ENOMEM"),
         message: Cow::Borrowed(match scope {
             OomScope::Container => "killed: its container's memory limit was reached",
-            OomScope::Cgroup => "killed: the memory limit of a cgroup above it was reached",
+            OomScope::Cgroup if is_own => "killed: its cgroup's memory limit was reached",
+            OomScope::Cgroup => "killed: the memory limit of a cgroup above its own was reached",
             OomScope::System => "killed: the machine's memory ran out",
         }),
         cause: None,
@@ -180,17 +184,21 @@ fn memory(kill: &OomKill, scope: OomScope) -> OomKillData {
 /// was made for it, the first that came in, or, where nobody saw who came in,
 /// one whose parent is outside.
 ///
+/// Below a container's own cgroup only pid 1 is: systemd moves itself there,
+/// and the first process of each of its services is first in a cgroup of its
+/// own, but not in the container.
+///
 /// Where pid 1 of its namespace is of the same cgroup, that one is the first,
 /// whatever was seen: others come in later (`docker exec`, a health check), and
 /// may be the first that *we* saw. A container that shares a namespace (a
 /// pod's, the machine's) has its pid 1 elsewhere.
-fn is_first(ended: &ProcessExit) -> bool {
+fn is_first(ended: &ProcessExit, is_below: bool) -> bool {
     let from_outside = ended.parent_elsewhere != 0;
     let has_namespace = ended.namespace_level > 0;
     if has_namespace && ended.namespace_pid == 1 {
         return from_outside || ended.first_tgid == ended.process.tgid;
     }
-    if has_namespace && ended.init_inside != 0 {
+    if is_below || has_namespace && ended.init_inside != 0 {
         return false;
     }
     let came_first = ended.first_tgid == ended.process.tgid;
@@ -271,6 +279,10 @@ mod tests {
     /// What it says of a process with id 7: its namespace's level and its pid
     /// there, the first of its cgroup, parent outside, pid 1 inside.
     fn first(level: u32, pid: u32, first: u32, outside: bool, init_inside: bool) -> bool {
+        is_first(&ended(level, pid, first, outside, init_inside), false)
+    }
+
+    fn ended(level: u32, pid: u32, first: u32, outside: bool, init_inside: bool) -> ProcessExit {
         let (mut ended, _) = vahti_ebpf::abi::split::<ProcessExit>(&[0; 128]).unwrap();
         ended.process.tgid = 7;
         ended.namespace_level = level;
@@ -278,7 +290,7 @@ mod tests {
         ended.first_tgid = first;
         ended.parent_elsewhere = outside.into();
         ended.init_inside = init_inside.into();
-        is_first(&ended)
+        ended
     }
 
     #[test]
@@ -297,6 +309,15 @@ mod tests {
         assert!(!first(0, 900, 3, true, false));
         assert!(first(0, 900, 0, true, false), "nobody saw who came in");
         assert!(!first(0, 900, 0, false, false));
+    }
+
+    #[test]
+    fn below_a_containers_own_cgroup_only_pid_1_is_the_first() {
+        let below = |ended: ProcessExit| is_first(&ended, true);
+        assert!(below(ended(1, 1, 0, true, true)), "systemd in init.scope");
+        assert!(!below(ended(1, 30, 7, true, false)), "the first of a service");
+        assert!(!below(ended(0, 900, 7, true, false)), "the same in the machine's namespace");
+        assert!(!below(ended(0, 900, 0, true, false)));
     }
 
     #[test]

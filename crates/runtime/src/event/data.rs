@@ -220,9 +220,9 @@ pub struct Network {
 /// Whose memory ran out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum OomScope {
-    /// A container's limit was reached.
+    /// A container's limit was reached, or that of a cgroup below its own.
     Container,
-    /// A cgroup's limit that is no container's.
+    /// A cgroup's limit that is not known to be a container's.
     Cgroup,
     /// The machine's memory ran out.
     System,

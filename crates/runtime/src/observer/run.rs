@@ -9,12 +9,13 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::work::{End, Orders, Thread, Work, describe};
+use super::work::{End, Orders, Thread, Work};
 use super::{Incarnation, ObserverRuntime, SharedSource, Stage};
 use crate::backoff::{Jitter, restart_delay};
 use crate::clock::boot_now_ns;
 use crate::config::FailurePolicy;
 use crate::delivery::thread_name;
+use crate::error::describe;
 use crate::ledger::FailReason;
 use crate::panic::{contain, contain_future, contain_with_timeout};
 use crate::pipeline::{Failure, Scratch};

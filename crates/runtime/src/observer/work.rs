@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use super::{Incarnation, ObserverRuntime, SharedSource};
 use crate::clock::boot_now_ns;
+use crate::error::describe;
 use crate::ledger::{FailReason, add};
 use crate::panic::contain;
 use crate::pipeline::{Failure, Scratch};
@@ -251,18 +252,6 @@ impl Thread {
         }
         End::Quit(std::mem::take(&mut self.todo))
     }
-}
-
-/// An error with all that brought it about.
-pub(super) fn describe(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 impl ObserverRuntime {
