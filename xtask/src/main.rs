@@ -3,6 +3,7 @@
 mod bench;
 mod bpf;
 mod ci;
+mod deb;
 
 use std::process::ExitCode;
 
@@ -14,6 +15,8 @@ usage: cargo xtask <command>
   bench [PART]...
                measure: queue, sampler, pipeline, network; latency, start, idle,
                storm (the last four as root, with the release binary)
+  deb          build the release binary and make a Debian package of it,
+               target/debian/vahti_VERSION_ARCH.deb
   bpf --check  compile them elsewhere and fail if they differ from what is committed
 ";
 
@@ -23,6 +26,7 @@ fn main() -> ExitCode {
     let result = match args.as_slice() {
         ["bpf"] => bpf::build(),
         ["bpf", "--check"] => bpf::check(),
+        ["deb"] => deb::build(),
         ["ci"] => ci::run(),
         ["bench", parts @ ..] => bench::run(parts),
         _ => {

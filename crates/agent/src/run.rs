@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use serde_json::json;
+use vahti_ebpf::rights;
 use vahti_exporters::store::Store;
 use vahti_runtime::delivery::{EmitterHandle, EmitterState};
 use vahti_runtime::ledger::ObserverLedger;
@@ -38,6 +39,8 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     let _control = control(args, &running, &makers)?;
     let (trigger, shutdown) = shutdown::channel();
     let nobody_reads = trigger.clone();
+    // Before anything is made on the disk.
+    rights::check().map_err(|error| wiring::refusal(&error))?;
     let store = emitters::open_store(&config)?;
     let emitters = emitters::start(&config, store.as_ref(), move || nobody_reads.begin())?;
     let observers = wiring::observers(&config, &emitters, &makers)?;
@@ -257,4 +260,49 @@ fn conclude(report: &Report, running: &Running) -> u8 {
         }
     }
     if report.is_success() { SUCCESS } else { FAILURE }
+}
+
+#[cfg(test)]
+mod tests {
+    use vahti_runtime::config::{Config as ObserverConfig, FailurePolicy};
+    use vahti_runtime::processor::{EventProcessor, Output, ProcessError, RawRecord};
+    use vahti_runtime::testing::record;
+
+    use super::*;
+
+    /// Gives up at the first record.
+    struct GivesUp;
+
+    impl EventProcessor for GivesUp {
+        fn name(&self) -> &str {
+            "network"
+        }
+
+        fn process(&self, _: RawRecord<'_>) -> Result<Output, ProcessError> {
+            Err(ProcessError::Fatal("no such device".to_owned()))
+        }
+    }
+
+    #[tokio::test]
+    async fn an_observer_that_is_down_or_missing_is_named_and_is_not_stuck() {
+        let mut config = ObserverConfig::for_observer("network");
+        config.failure.policy = FailurePolicy::Isolate;
+        let observer = ObserverRuntime::builder(|| GivesUp).config(config).build().unwrap();
+        let (_trigger, shutdown) = shutdown::channel();
+        let run = tokio::spawn(Arc::clone(&observer).run(shutdown));
+        observer.started().await;
+        let enabled = vec!["network", "container"];
+        let emitters = Vec::new();
+        let running =
+            Running { observers: vec![observer], emitters, enabled, gap: None, store: None };
+        let now = running.status();
+        let well = "watching: network; can't run here: container; emitters: nothing";
+        assert_eq!((now.text.as_str(), now.stuck), (well, None));
+        assert!(running.observers[0].process_event(record(b"x")).is_err());
+        assert!(run.await.unwrap().is_err());
+        let now = running.status();
+        let down = "watching: nothing; down: network (observer network failed: no such device); \
+                    can't run here: container; emitters: nothing";
+        assert_eq!((now.text.as_str(), now.stuck), (down, None));
+    }
 }

@@ -15,6 +15,7 @@ fn vahti(arguments: &[&str]) -> Command {
     for name in ["CONFIG", "NODE_NAME", "OBSERVERS", "EMIT", "LOG", "SOCKET"] {
         command.env_remove(format!("VAHTI_{name}"));
     }
+    command.env("VAHTI_STORE", "none");
     command
 }
 

@@ -45,6 +45,7 @@ impl Service {
         let child = command
             .args(arguments)
             .env("NOTIFY_SOCKET", name)
+            .env("VAHTI_STORE", folder.path().join("store"))
             .env_remove("VAHTI_CONFIG")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

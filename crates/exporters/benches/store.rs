@@ -68,7 +68,7 @@ fn main() {
 }
 
 fn event(n: u64) -> Arc<Event> {
-    let kind = if n % 100 == 0 { &PROCESS_CRASH } else { &CONNECTION_REFUSED };
+    let kind = if n.is_multiple_of(100) { &PROCESS_CRASH } else { &CONNECTION_REFUSED };
     let now = ClockPair::now().wall_ns + n * 10_000;
     let hash = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let endpoint = |n: u64| Endpoint {

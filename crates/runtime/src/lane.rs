@@ -203,7 +203,7 @@ impl Lane {
                 given_up.push(event);
             }
         }
-        inner.give_up_in_flight();
+        inner.give_up_in_flight(DropReason::Unacknowledged);
         drop(inner);
         self.settled.notify_waiters();
     }
@@ -212,7 +212,7 @@ impl Lane {
     /// waits goes on with somebody else.
     pub(crate) fn give_up_in_flight(&self) {
         let mut inner = lock(&self.inner);
-        inner.give_up_in_flight();
+        inner.give_up_in_flight(DropReason::Unanswered);
         let settled = inner.is_settled();
         drop(inner);
         if settled {
@@ -232,12 +232,12 @@ impl Lane {
 }
 
 impl Inner {
-    fn give_up_in_flight(&mut self) {
+    fn give_up_in_flight(&mut self, reason: DropReason) {
         self.epoch += 1;
         let in_flight = std::mem::take(&mut self.counts.in_flight);
-        let unacknowledged = &mut self.counts.dropped[DropReason::Unacknowledged as usize];
+        let dropped = &mut self.counts.dropped[reason as usize];
         for priority in Priority::ALL.map(|priority| priority as usize) {
-            unacknowledged[priority] += in_flight[priority];
+            dropped[priority] += in_flight[priority];
         }
     }
 

@@ -75,6 +75,9 @@ pub enum DropReason {
     TriedOnce,
     /// A critical emitter could not take it in as many tries as it has.
     RetriesExhausted,
+    /// An emitter that is not critical was left behind within a call with it:
+    /// the other side may or may not have it.
+    Unanswered,
     /// It still waited when the time to drain was over.
     Deadline,
     /// It was being sent when the time to drain was over: the other side may
@@ -93,12 +96,13 @@ pub enum DropReason {
 
 impl DropReason {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [DropReason; 11] = [
+    pub const ALL: [DropReason; 12] = [
         DropReason::QueueItems,
         DropReason::QueueBytes,
         DropReason::TooLarge,
         DropReason::TriedOnce,
         DropReason::RetriesExhausted,
+        DropReason::Unanswered,
         DropReason::Deadline,
         DropReason::Unacknowledged,
         DropReason::Closed,
@@ -112,7 +116,7 @@ impl DropReason {
     pub const fn stage(self) -> &'static str {
         match self {
             DropReason::QueueItems | DropReason::QueueBytes | DropReason::TooLarge => "queue",
-            DropReason::TriedOnce | DropReason::RetriesExhausted => "emit",
+            DropReason::TriedOnce | DropReason::RetriesExhausted | DropReason::Unanswered => "emit",
             DropReason::Deadline | DropReason::Unacknowledged | DropReason::Closed => "shutdown",
             DropReason::StoreFull | DropReason::StoreAge | DropReason::StoreLost => "store",
         }
@@ -127,6 +131,7 @@ impl DropReason {
             DropReason::TooLarge => "too_large",
             DropReason::TriedOnce => "tried_once",
             DropReason::RetriesExhausted => "retries_exhausted",
+            DropReason::Unanswered => "unanswered",
             DropReason::Deadline => "deadline",
             DropReason::Unacknowledged => "unacknowledged",
             DropReason::Closed => "closed",

@@ -149,7 +149,7 @@ async fn an_emitter_that_blocks_is_left_behind_and_a_fresh_one_goes_on() {
     assert!(begun.elapsed() >= LIMIT / 2, "not before its time");
     assert!(matches!(stage.blocking.state(), EmitterState::Failing(_)));
     let line = stage.line();
-    assert_eq!(line.dropped_for(DropReason::Unacknowledged).occurrences, 1, "{line:#?}");
+    assert_eq!(line.dropped_for(DropReason::Unanswered).occurrences, 1, "{line:#?}");
     stage.push(500);
     until(|| blocks.arrived.load(Ordering::SeqCst) == 500).await;
     until(|| stage.blocking.state() == EmitterState::Working).await;
@@ -195,7 +195,7 @@ async fn an_emitter_that_always_blocks_is_stuck_until_a_thread_comes_back() {
     until(|| !stage.blocking.is_stuck()).await;
     stage.push(10);
     let (line, _) = stage.end(15).await;
-    assert_eq!(line.dropped_for(DropReason::Unacknowledged).occurrences, 4, "{line:#?}");
+    assert_eq!(line.dropped_for(DropReason::Unanswered).occurrences, 4, "{line:#?}");
     assert_eq!(line.delivered.occurrences, 11, "the last one's call returned in the end");
 }
 

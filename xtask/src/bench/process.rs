@@ -31,7 +31,7 @@ impl Agent {
         let socket = std::env::temp_dir().join(format!("vahti-bench-{}.sock", std::process::id()));
         let started = Instant::now();
         let child = Command::new(binary())
-            .args(["run", "--format", "json", "--socket"])
+            .args(["run", "--format", "json", "--store", "none", "--socket"])
             .arg(&socket)
             .env("VAHTI_LOG", "error")
             .stdout(stdout)

@@ -75,6 +75,7 @@ impl Agent {
             .arg("--config")
             .arg(&config)
             .args(start.arguments)
+            .env("VAHTI_STORE", folder.path().join("store"))
             .env_remove("VAHTI_OBSERVERS")
             .env_remove("VAHTI_EMIT")
             .stdin(Stdio::null())
