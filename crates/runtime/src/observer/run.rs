@@ -197,7 +197,9 @@ impl ObserverRuntime {
                     }
                     todo = left;
                     let lasted = began.elapsed();
-                    if self.wait_to_restart(&mut restarts, lasted, &why, shutdown).await {
+                    if self.wait_to_restart(&mut restarts, lasted, &why, shutdown).await
+                        || self.wait_for_source(source.as_ref(), shutdown).await
+                    {
                         self.give_up(todo);
                         break Ok(());
                     }
@@ -283,10 +285,6 @@ impl ObserverRuntime {
         let orders = Arc::new(Orders::default());
         let mut thread = match source {
             None => None,
-            Some(source) if !first && source.is_in_use() => {
-                let why = "its source is still in a read that does not return";
-                return Ok(Outcome::Failed(why.to_owned(), todo));
-            }
             Some(source) => {
                 let records = todo.iter().map(Work::len).sum();
                 let started = tokio::select! {
@@ -569,6 +567,19 @@ impl ObserverRuntime {
         restarts.recent.push_back(now);
         tracing::info!(observer = %self.name, ?delay, "restarts");
         tokio::time::timeout(delay, shutdown.begun()).await.is_ok()
+    }
+
+    /// Waits until no thread that was left behind is inside the source any more:
+    /// another one would only wait behind it. `true` if the shutdown began.
+    async fn wait_for_source(&self, source: Option<&SharedSource>, shutdown: &Shutdown) -> bool {
+        while source.is_some_and(SharedSource::is_in_use) {
+            self.health.mark_unhealthy("waits for its source, whose read does not return");
+            let pause = self.config.health.hang_timeout.0;
+            if tokio::time::timeout(pause, shutdown.begun()).await.is_ok() {
+                return true;
+            }
+        }
+        false
     }
 
     /// Ends the windows of storms that came through `process_event`, and of all
