@@ -13,8 +13,8 @@ use std::process::Command;
 
 /// Which parts to run; none named means all.
 pub(crate) fn run(parts: &[&str]) -> Result<(), String> {
-    const AGENT: [&str; 4] = ["latency", "start", "idle", "storm"];
-    const RUNTIME: [&str; 5] = ["queue", "sampler", "pipeline", "lines", "network"];
+    const AGENT: [&str; 5] = ["latency", "commit", "start", "idle", "storm"];
+    const RUNTIME: [&str; 6] = ["queue", "sampler", "pipeline", "lines", "network", "store"];
     if let Some(unknown) = parts.iter().find(|p| !AGENT.contains(p) && !RUNTIME.contains(p)) {
         return Err(format!(
             "there is no part {unknown:?}; there are {}, {}",
@@ -34,6 +34,9 @@ pub(crate) fn run(parts: &[&str]) -> Result<(), String> {
     if wanted("network") {
         cargo(&["bench", "-q", "-p", "vahti-observers", "--bench", "network"])?;
     }
+    if wanted("store") {
+        cargo(&["bench", "-q", "-p", "vahti-exporters", "--bench", "store"])?;
+    }
     let agent: Vec<&str> = AGENT.into_iter().filter(|part| wanted(part)).collect();
     if agent.is_empty() {
         return Ok(());
@@ -42,6 +45,7 @@ pub(crate) fn run(parts: &[&str]) -> Result<(), String> {
     for part in agent {
         match part {
             "latency" => agent::latency()?,
+            "commit" => agent::commit()?,
             "start" => agent::start()?,
             "idle" => agent::idle()?,
             _ => agent::storm()?,

@@ -2,14 +2,17 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io::Write;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use vahti_exporters::store::Reader;
+
 use super::faults::{be_refused, closed_port, storm as refused_storm};
-use super::process::{Agent, BpfStats, each_line};
+use super::process::{Agent, BpfStats, Keep, each_line};
 
 const FAULTS: u32 = 1_000;
 const STORM_PER_SECOND: u64 = 20_000;
@@ -31,7 +34,7 @@ fn peer(event: &serde_json::Value) -> Option<String> {
 
 /// From just before a connect is made to the line on standard output.
 pub(crate) fn latency() -> Result<(), String> {
-    let mut agent = Agent::start(Stdio::piped())?;
+    let mut agent = Agent::start(Stdio::piped(), Keep::Store)?;
     let lines = agent.lines()?;
     let arrived: Arc<Mutex<HashMap<String, Instant>>> = Arc::default();
     let seen = Arc::clone(&arrived);
@@ -68,6 +71,48 @@ pub(crate) fn latency() -> Result<(), String> {
     Ok(())
 }
 
+/// From just before a connect is made until a reader of the store sees the
+/// event, which is when the disk has it; beside what the disk takes to flush.
+pub(crate) fn commit() -> Result<(), String> {
+    let agent = Agent::start(Stdio::null(), Keep::Store)?;
+    agent.ready()?;
+    let store = agent.store().ok_or("it has no store")?;
+    let reader = Reader::open(store).map_err(|e| e.to_string())?;
+    let mut beside = File::create(store.join("flushed")).map_err(|e| e.to_string())?;
+    let (mut took, mut flushes) = (Vec::new(), Vec::new());
+    for n in 0..FAULTS {
+        let before = reader.last_seq().map_err(|e| e.to_string())?;
+        let at = Instant::now();
+        be_refused(closed_port(n));
+        // Others on this machine fail too: the first that comes is as good.
+        while reader.last_seq().map_err(|e| e.to_string())? == before {
+            if at.elapsed() > Duration::from_secs(5) {
+                return Err("nothing was committed".into());
+            }
+            thread::sleep(Duration::from_micros(100));
+        }
+        took.push(at.elapsed());
+        beside.write_all(&[7; 4096]).map_err(|e| e.to_string())?;
+        let at = Instant::now();
+        beside.sync_data().map_err(|e| e.to_string())?;
+        flushes.push(at.elapsed());
+    }
+    drop(reader);
+    agent.end()?;
+    took.sort();
+    flushes.sort();
+    println!("fault -> committed and synced, {FAULTS} faults of different keys, one at a time");
+    println!(
+        "  p50 {:?}   p99 {:?}   max {:?}   (fdatasync of 4 KiB: p50 {:?}   p99 {:?})",
+        percentile(&took, 50),
+        percentile(&took, 99),
+        percentile(&took, 100),
+        percentile(&flushes, 50),
+        percentile(&flushes, 99),
+    );
+    Ok(())
+}
+
 /// From before the agent is executed to its first event, faults happening all
 /// the while.
 pub(crate) fn start() -> Result<(), String> {
@@ -84,7 +129,7 @@ pub(crate) fn start() -> Result<(), String> {
     });
     let mut took = Vec::new();
     for _ in 0..ROUNDS {
-        let mut agent = Agent::start(Stdio::piped())?;
+        let mut agent = Agent::start(Stdio::piped(), Keep::Store)?;
         let mut lines = agent.lines()?;
         let mut line = String::new();
         std::io::BufRead::read_line(&mut lines, &mut line).map_err(|e| e.to_string())?;
@@ -108,7 +153,7 @@ pub(crate) fn start() -> Result<(), String> {
 
 /// Nothing happens that concerns the agent.
 pub(crate) fn idle() -> Result<(), String> {
-    let agent = Agent::start(Stdio::null())?;
+    let agent = Agent::start(Stdio::null(), Keep::Store)?;
     agent.ready()?;
     thread::sleep(Duration::from_secs(3));
     let before = agent.usage();
@@ -131,19 +176,22 @@ pub(crate) fn idle() -> Result<(), String> {
 pub(crate) fn storm() -> Result<(), String> {
     println!("storm of {STORM_PER_SECOND} refused connects/s for {STORM_TIME:?}");
     for to in ["pipe", "file", "/dev/null"] {
-        storm_to(to)?;
+        storm_to(to, Keep::Nothing)?;
     }
-    Ok(())
+    storm_to("/dev/null", Keep::Store)
 }
 
-fn storm_to(to: &str) -> Result<(), String> {
+fn storm_to(to: &str, keep: Keep) -> Result<(), String> {
     let file = std::env::temp_dir().join(format!("vahti-bench-{}.jsonl", std::process::id()));
     let create = || File::create(&file).map_err(|e| format!("{}: {e}", file.display()));
-    let mut agent = Agent::start(match to {
-        "pipe" => Stdio::piped(),
-        "file" => create()?.into(),
-        _ => Stdio::null(),
-    })?;
+    let mut agent = Agent::start(
+        match to {
+            "pipe" => Stdio::piped(),
+            "file" => create()?.into(),
+            _ => Stdio::null(),
+        },
+        keep,
+    )?;
     let counted: Arc<Mutex<(u64, u64)>> = Arc::default();
     let reader = (to == "pipe").then(|| agent.lines()).transpose()?.map(|lines| {
         let counted = Arc::clone(&counted);
@@ -175,8 +223,9 @@ fn storm_to(to: &str) -> Result<(), String> {
     }
     let (occurrences, lines) = counted.lock().map(|c| *c).unwrap_or_default();
     let seconds = STORM_TIME.as_secs_f64();
+    let kept = if keep == Keep::Store { "and the store   " } else { "" };
     println!(
-        "  to {to:<9} made {made}   told {}   lines {lines}   lost by the kernel {}",
+        "  to {to:<9} {kept}made {made}   told {}   lines {lines}   lost by the kernel {}",
         if to == "/dev/null" { "-".into() } else { occurrences.to_string() },
         network["kernel"]["lost"],
     );
