@@ -63,6 +63,8 @@ pub(crate) struct Named {
     pub(crate) container: Option<Arc<Container>>,
     /// Whether the cgroup is below the container's own.
     pub(crate) is_below: bool,
+    /// How many levels it is below the container's own.
+    pub(crate) levels_below: u8,
     /// Why this is not all, in a documented word.
     pub(crate) unresolved: Option<&'static str>,
 }
@@ -102,15 +104,15 @@ impl CgroupNames {
             (_, _, Class::Unknown) => Some("container_layout_unknown"),
             _ => None,
         };
-        let (container, is_below) = match class {
+        let (container, is_below, levels_below) = match class {
             Class::Container(found) => {
                 let container = Container { id: found.id.into(), runtime: found.runtime };
-                (Some(Arc::new(container)), found.is_below)
+                (Some(Arc::new(container)), found.is_below, found.levels_below)
             }
-            Class::Monitor | Class::Host | Class::Unknown => (None, false),
+            Class::Monitor | Class::Host | Class::Unknown => (None, false, 0),
         };
         let cgroup = Some(Arc::new(Cgroup { id, path, version: self.version }));
-        Named { cgroup, container, is_below, unresolved }
+        Named { cgroup, container, is_below, levels_below, unresolved }
     }
 }
 
