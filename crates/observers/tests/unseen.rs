@@ -1,4 +1,4 @@
-//! Connections whose end no program saw. A kernel seldom does that by itself;
+//! Connections whose end no program saw. Few kernels do that by themselves;
 //! here it is made so, as `connection_end` is not attached: what is told is
 //! told of the socket alone, when it is disconnected or closed. Needs root and
 //! BTF; says so where it has not got them.

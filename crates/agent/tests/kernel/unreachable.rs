@@ -59,8 +59,8 @@ fn find_told(agent: Agent, cases: Vec<Case<'_>>) {
 #[track_caller]
 fn assert_unreachable(event: &Value, case: &Case<'_>) {
     assert_eq!(event["subtype"], "connection_unreachable", "{event:#}");
-    // Seldom, the kernel shows the end of one to no program. Then it is told
-    // of the socket, which no longer says which ICMP message there was.
+    // The kernel may show the end of one to no program (docs/events.md). Then it
+    // is told of the socket, which no longer says which ICMP message there was.
     let inferred = event["unresolved"]["reason"] == "told_late_error_inferred";
     let error = if inferred { "EHOSTUNREACH" } else { case.error };
     assert_eq!(event["error"]["code"], error, "{event:#}");

@@ -10,8 +10,8 @@
  * interrupted in the middle; before, such a run finds its scratch memory taken. The long one (begin) runs
  * in process context, so a softirq that interrupts it still finds the other (end) free.
  *
- * Seldom, a kernel runs no raw tracepoint program at all for what one softirq does. So nothing here
- * relies on a softirq alone: connection_end forgets a socket's owner, and whose owner is still known when
+ * A kernel may hide a process of its own from tracing (seen: a sandbox's pid 1), and with it whatever a
+ * softirq does that interrupts it. So nothing here relies on a softirq alone: connection_end forgets a socket's owner, and whose owner is still known when
  * its process disconnects or closes the socket has ended unseen. Then the socket itself is asked.
  */
 #include "vahti.bpf.h"
