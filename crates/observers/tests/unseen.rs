@@ -11,6 +11,7 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use aya::maps::PerCpuArray;
 use vahti_ebpf::cgroup::Hierarchy;
 use vahti_ebpf::loader::open;
 use vahti_ebpf::manager::AyaManager;
@@ -422,8 +423,27 @@ fn an_administrators_end_is_not_told_as_a_failure() {
 }
 
 #[test]
+fn a_connection_that_stood_and_was_reset_unseen_is_counted_as_lost() {
+    let Some(blind) = Blind::with(AT_THE_CLOSE) else { return };
+    let slot = network::PROBES.iter().find(|p| p.program == "connection_destroy").unwrap().slot;
+    let stats: PerCpuArray<_, [u64; 3]> = blind.manager.per_cpu_array("stats").unwrap();
+    let lost = || stats.get(&slot, 0).unwrap().iter().map(|cpu| cpu[2]).sum::<u64>();
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let before = lost();
+    for _ in 0..COUNT {
+        let client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        reset_on_close(&accepted);
+        drop(accepted);
+        drop(client);
+    }
+    // Tests beside this one have their connections, too.
+    assert!(lost() - before >= COUNT as u64);
+}
+
+#[test]
 fn sockets_that_never_connected_are_not_told() {
-    let Some(mut blind) = Blind::with(BY_REPORT) else { return };
+    let Some(mut blind) = Blind::with(AT_THE_CLOSE) else { return };
     for _ in 0..COUNT {
         drop(socket(0));
         drop(TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());

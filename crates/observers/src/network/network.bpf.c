@@ -186,7 +186,7 @@ int connection_receive(u64 *ctx)
  * answer. What is left was ended by ICMP, most often this machine's own, as the peer has no neighbour
  * entry; an ICMP "port unreachable" (which is ECONNREFUSED) looks just the same.
  *
- * tcp_disconnect() leaves these fields alone, but for segs_in and the port (net/ipv4/tcp.c, 5.10 and 6.18).
+ * tcp_disconnect() leaves these fields alone, but for segs_in and the port (net/ipv4/tcp.c, 5.10 to 7.3).
  */
 static __always_inline int inferred_error(struct sock *sk)
 {
