@@ -259,7 +259,7 @@ static __always_inline int fill_if_at_limit(struct container_oom_kill *kill, str
 	return 1;
 }
 
-static __always_inline struct mem_cgroup *parent_of(struct mem_cgroup *memcg)
+static __always_inline struct mem_cgroup *memcg_above(struct mem_cgroup *memcg)
 {
 	struct page_counter *parent = read(memcg->memory.parent);
 
@@ -290,7 +290,7 @@ static __always_inline int fill_locked(struct container_oom_kill *kill, struct m
 			break;
 		locked = memcg;
 		levels = i;
-		memcg = parent_of(memcg);
+		memcg = memcg_above(memcg);
 	}
 	if (!locked)
 		return 0;
@@ -318,7 +318,7 @@ static __always_inline void fill_memory(struct container_oom_kill *kill, struct 
 			fill_scope(kill, memcg, i);
 			return;
 		}
-		memcg = parent_of(memcg);
+		memcg = memcg_above(memcg);
 	}
 }
 
