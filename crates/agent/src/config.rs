@@ -505,9 +505,16 @@ fn check_apart(
     checked.that(!is_taken, &format!("{path}.name"), || {
         (quoted(emitter.name()), "a name that no other emitter has".to_owned())
     });
-    // By its parts, so that `a//b` is `a/./b`.
+    // By its folder as it is on this machine, so that `a/../b` is `b`; where
+    // there is none, by its parts, so that `a//b` is `a/./b`.
     let file = |emitter: &EmitterConfig| {
-        emitter.path.clone().filter(|_| emitter.kind == EmitterType::File)
+        let path = emitter.path.clone().filter(|_| emitter.kind == EmitterType::File)?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new(".")).canonicalize();
+        Some(match (folder, path.file_name()) {
+            (Ok(folder), Some(name)) => folder.join(name),
+            _ => path,
+        })
     };
     let other = file(emitter).and_then(|path| {
         before
@@ -515,7 +522,7 @@ fn check_apart(
             .position(|other| file(other).is_some_and(|o| o.components().eq(path.components())))
     });
     checked.that(other.is_none(), &format!("{path}.path"), || {
-        let shown = file(emitter).unwrap_or_default();
+        let shown = emitter.path.clone().unwrap_or_default();
         let bound = format!("another file than that of emitters[{}]", other.unwrap_or_default());
         (shown_path(&shown), bound)
     });

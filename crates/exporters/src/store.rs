@@ -89,9 +89,7 @@ impl Bounded for StoreConfig {
     }
 
     fn check(&self, checked: &mut Checked) {
-        checked.that(!self.path.as_os_str().is_empty(), "path", || {
-            ("\"\"".to_owned(), "the path of a folder".to_owned())
-        });
+        checked.filled("path", &self.path.to_string_lossy(), "the path of a folder");
         checked.size("max_bytes", self.max_bytes, 8 << 20, 1 << 40);
         checked.duration("max_age", self.max_age, 60_000, 3_660 * 86_400_000);
     }

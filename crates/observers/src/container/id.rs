@@ -70,7 +70,13 @@ pub fn classify(path: &[u8]) -> Class<'_> {
                 let pod_uid = names().rev().find_map(pod_uid);
                 let is_payload = levels_below == 1 && PAYLOADS.contains(&first_below);
                 let is_below = levels_below > 0 && !is_payload;
-                return Class::Container(ContainerId { id, runtime, pod_uid, is_below, levels_below });
+                return Class::Container(ContainerId {
+                    id,
+                    runtime,
+                    pod_uid,
+                    is_below,
+                    levels_below,
+                });
             }
             Some(Found::Monitor) => return Class::Monitor,
             Some(Found::Unknown) => unknown = true,
