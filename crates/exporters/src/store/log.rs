@@ -29,8 +29,9 @@ impl DurableLog for Store {
         for (counts, in_flight) in
             counts.iter_mut().zip(view.in_flight.get(emitter).copied().unwrap_or_default())
         {
-            counts.stored = less(counts.stored, in_flight);
-            counts.in_flight = in_flight;
+            // What left the file while it was in flight was counted as dropped.
+            counts.in_flight = least(counts.stored, in_flight);
+            counts.stored -= counts.in_flight;
         }
         LaneLine::durable("store", emitter, &counts)
     }
@@ -40,12 +41,8 @@ impl DurableLog for Store {
     }
 }
 
-/// What left the file while it was in flight is in flight no more than once.
-fn less(stored: Tally, in_flight: Tally) -> Tally {
-    Tally {
-        occurrences: stored.occurrences.saturating_sub(in_flight.occurrences),
-        envelopes: stored.envelopes.saturating_sub(in_flight.envelopes),
-    }
+fn least(a: Tally, b: Tally) -> Tally {
+    Tally { occurrences: a.occurrences.min(b.occurrences), envelopes: a.envelopes.min(b.envelopes) }
 }
 
 /// One that was read and is not yet behind the cursor.
@@ -81,12 +78,11 @@ impl Cursor {
             .exporter(exporter)
             .map(|account| account.cursor)
             .ok_or_else(|| format!("{exporter} has no account with the store"))?;
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(&file, flags).map_err(|e| e.to_string())?;
-        connection
-            .busy_timeout(std::time::Duration::from_secs(2))
-            .and_then(|()| connection.execute_batch("PRAGMA cache_size = -512"))
+        let connection = shared
+            .medium
+            .connect(&file, OpenFlags::SQLITE_OPEN_READ_ONLY)
             .map_err(|e| e.to_string())?;
+        connection.execute_batch("PRAGMA cache_size = -512").map_err(|e| e.to_string())?;
         Ok(Cursor {
             shared,
             exporter: exporter.to_owned(),

@@ -1,4 +1,7 @@
-//! Commits, bounds and trouble; what a kill does is in tests/.
+//! Commits, bounds and trouble; power cuts, and all troubles at once, in files
+//! of their own.
+
+mod healing;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
