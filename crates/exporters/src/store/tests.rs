@@ -1,7 +1,9 @@
 //! Commits, bounds and trouble; power cuts, and all troubles at once, in files
 //! of their own.
 
+mod crash;
 mod healing;
+mod lossy;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
