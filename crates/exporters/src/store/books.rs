@@ -214,8 +214,14 @@ impl Books {
         };
         let own = take(OWN).unwrap_or_else(|| Account::new(OWN, [0; 2]));
         let end = [own.cursor[0].max(own.cursor[1]); 2];
-        let exporters =
+        let exporters: Vec<Account> =
             exporters.iter().map(|n| take(n).unwrap_or_else(|| Account::new(n, end))).collect();
+        // One that is ahead of all events would wait for ever, and numbers that
+        // are used up would follow into every fresh file.
+        let ahead = exporters.iter().any(|e| e.cursor.iter().max() > end.iter().max());
+        if ahead || end[0] > signed(u64::MAX).unsigned_abs() / 2 {
+            return Err(Contradiction.into());
+        }
         for forgotten in found {
             let owed: Tally = forgotten.counts.iter().map(|c| c.stored).sum();
             let (exporter, occurrences) = (forgotten.name, owed.occurrences);

@@ -3,6 +3,7 @@
 
 mod crash;
 mod healing;
+mod hostile;
 mod lossy;
 
 use std::fs;
