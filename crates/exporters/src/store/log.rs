@@ -11,7 +11,7 @@ use vahti_runtime::durable::{DurableCursor, DurableLog, LogError, Owed, Settled}
 use vahti_runtime::event::{Event, Priority, from_json_line};
 use vahti_runtime::ledger::{LaneLine, Tally};
 
-use super::books::{Passed, signed, unsigned};
+use super::books::{Contradiction, Passed, signed, unsigned};
 use super::writer::Trouble;
 use super::{Shared, Store};
 
@@ -105,14 +105,7 @@ impl Cursor {
         if from >= end || limit == 0 {
             return Ok(());
         }
-        let rows = self.rows(priority, from, end, limit).map_err(|error| {
-            let trouble = Trouble::from(error);
-            let why = trouble.to_string();
-            if matches!(trouble, Trouble::Corrupt(_)) {
-                self.shared.found_out(self.generation, trouble);
-            }
-            LogError(why)
-        })?;
+        let rows = self.rows(priority, from, end, limit).map_err(|trouble| self.fails(trouble))?;
         // Where fewer came than were asked for, there are no more up to the end.
         self.looked_to[p] = match rows.last() {
             Some(last) if rows.len() >= limit => last.seq,
@@ -122,13 +115,34 @@ impl Cursor {
         Ok(())
     }
 
+    fn fails(&self, trouble: Trouble) -> LogError {
+        let why = trouble.to_string();
+        if matches!(trouble, Trouble::Corrupt(_)) {
+            self.shared.found_out(self.generation, trouble);
+        }
+        LogError(why)
+    }
+
+    /// Whether it has looked at all that there is, found nothing more, and is
+    /// owed something all the same: a damaged tree may lead past its rows.
+    fn misses_some(&self) -> bool {
+        let view = self.shared.view();
+        let Some(account) = view.books.exporter(&self.exporter) else { return false };
+        Priority::ALL.into_iter().any(|priority| {
+            let p = priority as usize;
+            self.windows[p].is_empty()
+                && self.looked_to[p].max(view.books.gone_to[p]) >= view.books.last_seq()
+                && account.counts[p].stored.envelopes > 0
+        })
+    }
+
     fn rows(
         &self,
         priority: Priority,
         from: u64,
         end: u64,
         limit: usize,
-    ) -> rusqlite::Result<Vec<Read>> {
+    ) -> Result<Vec<Read>, Trouble> {
         let mut statement = self.connection.prepare_cached(
             "SELECT seq, id, count, event FROM events
              WHERE priority = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4",
@@ -137,15 +151,22 @@ impl Cursor {
         let mut rows =
             statement.query(params![priority.as_str(), signed(from), signed(end), limit])?;
         let mut read = Vec::new();
+        let mut before = from;
         while let Some(row) = rows.next()? {
-            let line = row.get_ref(3)?.as_bytes_or_null()?.unwrap_or_default();
-            let event = from_json_line(line);
+            let seq = unsigned(row, 0)?;
+            if seq <= before || seq > end {
+                // A damaged tree leads in circles.
+                return Err(Contradiction.into());
+            }
+            before = seq;
+            let line = row.get_ref(3)?.as_bytes_or_null().map_err(rusqlite::Error::from)?;
+            let event = from_json_line(line.unwrap_or_default());
             if let Err(error) = &event {
-                let (exporter, seq) = (&self.exporter, unsigned(row, 0)?);
+                let exporter = &self.exporter;
                 tracing::warn!(%exporter, seq, %error, "an event can't be read back; set aside");
             }
             read.push(Read {
-                seq: unsigned(row, 0)?,
+                seq,
                 id: row.get(1)?,
                 count: unsigned(row, 2)?,
                 rejected: event.is_err(),
@@ -213,6 +234,9 @@ impl DurableCursor for Cursor {
         }
         if owed.is_empty() {
             self.pass(&[])?;
+            if self.misses_some() {
+                return Err(self.fails(Contradiction.into()));
+            }
         }
         self.note_in_flight(&owed);
         Ok(owed)

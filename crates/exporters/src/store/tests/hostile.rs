@@ -114,7 +114,7 @@ fn goes_on(store: &Store) -> Result<(), String> {
             return Ok(());
         }
     }
-    Err(format!("it does not go on; it got {got:?}"))
+    Err(format!("it does not go on; it sent {} events", got.len()))
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn whatever_stands_in_the_files_the_agent_runs_on() {
             drop((reader.chain("x", 10), reader.span("x", "y"), reader.event("z")));
         }
         // So small that it must let go of what it finds there.
-        let max_bytes = ByteSize((2 << 20) + if random.percent(50) { 40 << 10 } else { 6 << 20 });
+        let max_bytes = ByteSize((2 << 20) + if random.percent(50) { 100 << 10 } else { 6 << 20 });
         let config = StoreConfig { max_bytes, ..StoreConfig::at(&path) };
         let store = Store::open(config, vec!["a".to_owned()], Duration::ZERO).unwrap();
         goes_on(&store).unwrap_or_else(|why| panic!("seed {seed}: {what}: {why}"));
