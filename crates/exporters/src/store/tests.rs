@@ -5,6 +5,7 @@ mod crash;
 mod healing;
 mod hostile;
 mod lossy;
+mod troubles;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
