@@ -29,7 +29,7 @@ use std::collections::HashMap;
 use std::future::ready;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -44,7 +44,7 @@ use vahti_runtime::units::{ByteSize, HumanDuration};
 
 use self::books::{Books, OWN, Passed};
 use self::folder::Lock;
-use self::writer::{Ledger, Opened, Trouble, Writer};
+use self::writer::{Ledger, Medium, Opened, Trouble, Writer};
 
 pub use self::reader::{Filter, ReadError, Reader, Row, Snapshot};
 
@@ -134,6 +134,7 @@ pub struct Store {
 
 struct Shared {
     config: StoreConfig,
+    medium: Medium,
     exporters: Vec<String>,
     ledger: Mutex<Box<Ledger>>,
     inner: Mutex<Inner>,
@@ -178,6 +179,16 @@ impl Store {
         exporters: Vec<String>,
         patience: Duration,
     ) -> Result<Self, StoreError> {
+        Self::open_on(Medium::default(), config, exporters, patience)
+    }
+
+    /// On another medium than the file system as it is, for tests.
+    fn open_on(
+        medium: Medium,
+        config: StoreConfig,
+        exporters: Vec<String>,
+        patience: Duration,
+    ) -> Result<Self, StoreError> {
         let books = Books::new(&exporters);
         let view = View {
             books,
@@ -190,6 +201,7 @@ impl Store {
         let inner = Inner { lock: None, writer: None, books: None, aged_ns: 0 };
         let shared = Arc::new(Shared {
             config,
+            medium,
             exporters,
             ledger: Mutex::new(Box::new(|| b"{}".to_vec())),
             inner: Mutex::new(inner),
@@ -257,7 +269,7 @@ impl Store {
     /// lets go of what is too old. To be called every few seconds.
     pub fn tick(&self) {
         // Whoever commits is alive as well.
-        let Ok(mut inner) = self.shared.inner.try_lock() else { return };
+        let Some(mut inner) = self.shared.try_lock() else { return };
         if let Some(lock) = &inner.lock
             && let Err(error) = lock.touch()
         {
@@ -279,6 +291,15 @@ impl Store {
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// `None` while somebody else has it.
+    fn try_lock(&self) -> Option<MutexGuard<'_, Inner>> {
+        match self.inner.try_lock() {
+            Ok(inner) => Some(inner),
+            Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+            Err(TryLockError::WouldBlock) => None,
+        }
     }
 
     fn view(&self) -> MutexGuard<'_, View> {
@@ -334,15 +355,28 @@ impl Shared {
             self.view().gap_from_ns = gap;
             return Ok(writer);
         };
-        take_over(&mut writer, books);
+        take_over(&mut writer, books)?;
         writer.begin(None)?;
         Ok(writer)
     }
 
     fn open_file(&self) -> Result<Box<Writer>, Trouble> {
+        let known = self.view().file.clone();
         for newer in [false, true] {
             let file = folder::file(&self.config.path, newer);
-            match Writer::open(&file, &self.config, &self.exporters)? {
+            if known.as_ref() != Some(&file) || !file.exists() {
+                // Not where cursors may have it open: whoever closes a file lets
+                // go of all locks that his process has on it, SQLite's too, and
+                // the next `sqlite3` that ends would take itself for the last
+                // one and remove the log that commits go to.
+                folder::make_file(&file)?;
+                if let Some(version) = schema::newer_at_a_glance(&file) {
+                    let file = shown(&file);
+                    tracing::warn!(%file, version, "a newer vahti writes this file; left as it is");
+                    continue;
+                }
+            }
+            match Writer::open(&file, &self.medium, &self.config, &self.exporters)? {
                 Opened::Ready(writer) => return Ok(writer),
                 Opened::Newer(version) => {
                     let file = shown(&file);
@@ -355,11 +389,14 @@ impl Shared {
 
     fn set_aside(&self, inner: &mut Inner, why: &str) -> Result<(), String> {
         inner.writer = None;
-        let open = self.view().file.take();
+        let open = self.view().file.clone();
         let file = open.unwrap_or_else(|| folder::file(&self.config.path, false));
         let aside = folder::set_aside(&file, ClockPair::now().wall_ns)
             .map_err(|error| error.to_string())?;
-        self.view().set_aside += 1;
+        let mut view = self.view();
+        view.file = None;
+        view.set_aside += 1;
+        drop(view);
         let (file, aside) = (shown(&file), shown(&aside));
         tracing::error!(%file, why, "can't be read; it is {aside} now, and a fresh one is begun");
         Ok(())
@@ -463,7 +500,7 @@ impl Shared {
 
     fn end(&self) -> Result<(), String> {
         // Without it the next start tells of an unclean end, which this was.
-        let Ok(mut inner) = self.inner.try_lock() else {
+        let Some(mut inner) = self.try_lock() else {
             return Err("a commit has not come back".to_owned());
         };
         let Some(writer) = &mut inner.writer else { return Ok(()) };
@@ -474,15 +511,21 @@ impl Shared {
 }
 
 /// After the file was closed for a while, or replaced, the accounts go on.
-fn take_over(writer: &mut Writer, books: Books) {
-    if writer.books.last_seq() >= books.last_seq() {
+fn take_over(writer: &mut Writer, books: Books) -> Result<(), Trouble> {
+    let there = writer.books.last_seq();
+    if there >= books.last_seq() {
         // The same file as before, with all that was written to it.
         writer.books.gone_to = books.gone_to;
-        writer.books.gap_from_ns = books.gap_from_ns;
-    } else {
-        writer.books = books;
-        writer.books.lose_all();
+        return Ok(());
     }
+    if there > 0 {
+        // Somebody took its log away, or put an older copy in its place. Its
+        // rows and what was committed do not belong together any more.
+        return Err(Trouble::Corrupt("what was committed last is not in it any more".to_owned()));
+    }
+    writer.books = books;
+    writer.books.lose_all();
+    Ok(())
 }
 
 /// Commits events to the store.

@@ -6,6 +6,8 @@ use rusqlite::{Connection, Row, params};
 use vahti_runtime::event::Priority;
 use vahti_runtime::ledger::{DurableCounts, Tally};
 
+use super::writer::Trouble;
+
 /// The store's own account. Exporters' names hold no parentheses.
 pub(super) const OWN: &str = "(store)";
 
@@ -40,11 +42,41 @@ impl Account {
         self.changed = true;
     }
 
-    fn drop(&mut self, priority: Priority, tally: Tally, why: Gone) {
+    fn drop(&mut self, priority: Priority, tally: Tally, why: Gone) -> Result<(), Contradiction> {
         let counts = &mut self.counts[priority as usize];
+        counts.stored = counts.less_stored(tally)?;
         counts.dropped[why as usize] += tally;
-        counts.stored -= tally;
         self.changed = true;
+        Ok(())
+    }
+}
+
+/// The accounts say that less is there than there is: somebody else wrote to
+/// the file, or it is damaged in a way that SQLite can't see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Contradiction;
+
+trait Counts {
+    fn less_stored(&self, tally: Tally) -> Result<Tally, Contradiction>;
+    fn add_up(&self) -> bool;
+}
+
+impl Counts for DurableCounts {
+    fn less_stored(&self, tally: Tally) -> Result<Tally, Contradiction> {
+        let occurrences = self.stored.occurrences.checked_sub(tally.occurrences);
+        let envelopes = self.stored.envelopes.checked_sub(tally.envelopes);
+        let (occurrences, envelopes) = occurrences.zip(envelopes).ok_or(Contradiction)?;
+        Ok(Tally { occurrences, envelopes })
+    }
+
+    fn add_up(&self) -> bool {
+        let [full, age, lost] = self.dropped;
+        let parts = [self.delivered, self.rejected, full, age, lost, self.stored];
+        let sum = |part: fn(&Tally) -> u64| {
+            parts.iter().map(part).try_fold(0u64, |sum, part| sum.checked_add(part))
+        };
+        sum(|t| t.occurrences) == Some(self.routed.occurrences)
+            && sum(|t| t.envelopes) == Some(self.routed.envelopes)
     }
 }
 
@@ -92,23 +124,37 @@ impl Books {
     }
 
     /// An event left the file; whoever still was owed it has lost it.
-    pub(super) fn evict(&mut self, seq: u64, priority: Priority, count: u64, why: Gone) {
+    pub(super) fn evict(
+        &mut self,
+        seq: u64,
+        priority: Priority,
+        count: u64,
+        why: Gone,
+    ) -> Result<(), Contradiction> {
         let tally = Tally::one(count);
         let gone_to = &mut self.gone_to[priority as usize];
         *gone_to = seq.max(*gone_to);
-        self.own.drop(priority, tally, why);
+        self.own.drop(priority, tally, why)?;
         for exporter in &mut self.exporters {
             if exporter.cursor[priority as usize] < seq {
-                exporter.drop(priority, tally, why);
+                exporter.drop(priority, tally, why)?;
             }
         }
+        Ok(())
     }
 
     /// Moves an exporter's cursor past events that it has, or never will have.
     /// What left the file before that was counted as dropped, and stays so.
-    pub(super) fn settle(&mut self, name: &str, priority: Priority, passed: &[Passed]) {
+    pub(super) fn settle(
+        &mut self,
+        name: &str,
+        priority: Priority,
+        passed: &[Passed],
+    ) -> Result<(), Contradiction> {
         let gone_to = self.gone_to[priority as usize];
-        let Some(account) = self.exporters.iter_mut().find(|e| e.name == name) else { return };
+        let Some(account) = self.exporters.iter_mut().find(|e| e.name == name) else {
+            return Ok(());
+        };
         for passed in passed {
             let cursor = &mut account.cursor[priority as usize];
             if passed.seq <= *cursor {
@@ -121,13 +167,14 @@ impl Books {
             }
             let counts = &mut account.counts[priority as usize];
             let tally = Tally::one(passed.count);
-            counts.stored -= tally;
+            counts.stored = counts.less_stored(tally)?;
             if passed.rejected {
                 counts.rejected += tally;
             } else {
                 counts.delivered += tally;
             }
         }
+        Ok(())
     }
 
     /// The file is gone with all that was in it.
@@ -144,7 +191,7 @@ impl Books {
 
     /// Reads the accounts of a file. Exporters that are new begin at its end;
     /// those that are not configured any more are forgotten.
-    pub(super) fn load(connection: &Connection, exporters: &[String]) -> rusqlite::Result<Self> {
+    pub(super) fn load(connection: &Connection, exporters: &[String]) -> Result<Self, Trouble> {
         let mut found: Vec<Account> = Vec::new();
         let mut statement = connection.prepare("SELECT * FROM accounts")?;
         let mut rows = statement.query([])?;
@@ -157,6 +204,9 @@ impl Books {
             });
             found[index].cursor[priority] = unsigned(row, 2)?;
             found[index].counts[priority] = counts_of(row)?;
+            if !found[index].counts[priority].add_up() {
+                return Err(Contradiction.into());
+            }
         }
         let mut take = |name: &str| {
             let index = found.iter().position(|account| account.name == name)?;
@@ -164,8 +214,14 @@ impl Books {
         };
         let own = take(OWN).unwrap_or_else(|| Account::new(OWN, [0; 2]));
         let end = [own.cursor[0].max(own.cursor[1]); 2];
-        let exporters =
+        let exporters: Vec<Account> =
             exporters.iter().map(|n| take(n).unwrap_or_else(|| Account::new(n, end))).collect();
+        // One that is ahead of all events would wait for ever, and numbers that
+        // are used up would follow into every fresh file.
+        let ahead = exporters.iter().any(|e| e.cursor.iter().max() > end.iter().max());
+        if ahead || end[0] > signed(u64::MAX).unsigned_abs() / 2 {
+            return Err(Contradiction.into());
+        }
         for forgotten in found {
             let owed: Tally = forgotten.counts.iter().map(|c| c.stored).sum();
             let (exporter, occurrences) = (forgotten.name, owed.occurrences);

@@ -30,10 +30,14 @@ pub(super) fn make(folder: &Path) -> Result<(), StoreError> {
         path: folder.to_owned(),
         error,
     };
-    match DirBuilder::new().mode(0o700).recursive(true).create(folder) {
-        Ok(()) => {}
-        Err(error) if folder.exists() => return Err(failed(error)),
-        Err(error) => return Err(failed(error)),
+    let missing: Vec<&Path> = folder.ancestors().take_while(|path| !path.exists()).collect();
+    DirBuilder::new().mode(0o700).recursive(true).create(folder).map_err(failed)?;
+    // SQLite syncs what is in the folder; a power cut must not take the folder.
+    for made in missing {
+        let parent = made.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if let Err(error) = File::open(parent).and_then(|parent| parent.sync_all()) {
+            tracing::debug!(folder = %shown(parent), %error, "can't be synced");
+        }
     }
     let there = fs::metadata(folder).map_err(failed)?;
     if there.permissions().mode() & 0o077 != 0 {

@@ -11,7 +11,7 @@ use vahti_runtime::durable::{DurableCursor, DurableLog, LogError, Owed, Settled}
 use vahti_runtime::event::{Event, Priority, from_json_line};
 use vahti_runtime::ledger::{LaneLine, Tally};
 
-use super::books::{Passed, signed, unsigned};
+use super::books::{Contradiction, Passed, signed, unsigned};
 use super::writer::Trouble;
 use super::{Shared, Store};
 
@@ -29,8 +29,9 @@ impl DurableLog for Store {
         for (counts, in_flight) in
             counts.iter_mut().zip(view.in_flight.get(emitter).copied().unwrap_or_default())
         {
-            counts.stored = less(counts.stored, in_flight);
-            counts.in_flight = in_flight;
+            // What left the file while it was in flight was counted as dropped.
+            counts.in_flight = least(counts.stored, in_flight);
+            counts.stored -= counts.in_flight;
         }
         LaneLine::durable("store", emitter, &counts)
     }
@@ -40,12 +41,8 @@ impl DurableLog for Store {
     }
 }
 
-/// What left the file while it was in flight is in flight no more than once.
-fn less(stored: Tally, in_flight: Tally) -> Tally {
-    Tally {
-        occurrences: stored.occurrences.saturating_sub(in_flight.occurrences),
-        envelopes: stored.envelopes.saturating_sub(in_flight.envelopes),
-    }
+fn least(a: Tally, b: Tally) -> Tally {
+    Tally { occurrences: a.occurrences.min(b.occurrences), envelopes: a.envelopes.min(b.envelopes) }
 }
 
 /// One that was read and is not yet behind the cursor.
@@ -81,12 +78,11 @@ impl Cursor {
             .exporter(exporter)
             .map(|account| account.cursor)
             .ok_or_else(|| format!("{exporter} has no account with the store"))?;
-        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let connection = Connection::open_with_flags(&file, flags).map_err(|e| e.to_string())?;
-        connection
-            .busy_timeout(std::time::Duration::from_secs(2))
-            .and_then(|()| connection.execute_batch("PRAGMA cache_size = -512"))
+        let connection = shared
+            .medium
+            .connect(&file, OpenFlags::SQLITE_OPEN_READ_ONLY)
             .map_err(|e| e.to_string())?;
+        connection.execute_batch("PRAGMA cache_size = -512").map_err(|e| e.to_string())?;
         Ok(Cursor {
             shared,
             exporter: exporter.to_owned(),
@@ -109,14 +105,7 @@ impl Cursor {
         if from >= end || limit == 0 {
             return Ok(());
         }
-        let rows = self.rows(priority, from, end, limit).map_err(|error| {
-            let trouble = Trouble::from(error);
-            let why = trouble.to_string();
-            if matches!(trouble, Trouble::Corrupt(_)) {
-                self.shared.found_out(self.generation, trouble);
-            }
-            LogError(why)
-        })?;
+        let rows = self.rows(priority, from, end, limit).map_err(|trouble| self.fails(trouble))?;
         // Where fewer came than were asked for, there are no more up to the end.
         self.looked_to[p] = match rows.last() {
             Some(last) if rows.len() >= limit => last.seq,
@@ -126,13 +115,34 @@ impl Cursor {
         Ok(())
     }
 
+    fn fails(&self, trouble: Trouble) -> LogError {
+        let why = trouble.to_string();
+        if matches!(trouble, Trouble::Corrupt(_)) {
+            self.shared.found_out(self.generation, trouble);
+        }
+        LogError(why)
+    }
+
+    /// Whether it has looked at all that there is, found nothing more, and is
+    /// owed something all the same: a damaged tree may lead past its rows.
+    fn misses_some(&self) -> bool {
+        let view = self.shared.view();
+        let Some(account) = view.books.exporter(&self.exporter) else { return false };
+        Priority::ALL.into_iter().any(|priority| {
+            let p = priority as usize;
+            self.windows[p].is_empty()
+                && self.looked_to[p].max(view.books.gone_to[p]) >= view.books.last_seq()
+                && account.counts[p].stored.envelopes > 0
+        })
+    }
+
     fn rows(
         &self,
         priority: Priority,
         from: u64,
         end: u64,
         limit: usize,
-    ) -> rusqlite::Result<Vec<Read>> {
+    ) -> Result<Vec<Read>, Trouble> {
         let mut statement = self.connection.prepare_cached(
             "SELECT seq, id, count, event FROM events
              WHERE priority = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4",
@@ -141,15 +151,22 @@ impl Cursor {
         let mut rows =
             statement.query(params![priority.as_str(), signed(from), signed(end), limit])?;
         let mut read = Vec::new();
+        let mut before = from;
         while let Some(row) = rows.next()? {
-            let line = row.get_ref(3)?.as_bytes_or_null()?.unwrap_or_default();
-            let event = from_json_line(line);
+            let seq = unsigned(row, 0)?;
+            if seq <= before || seq > end {
+                // A damaged tree leads in circles.
+                return Err(Contradiction.into());
+            }
+            before = seq;
+            let line = row.get_ref(3)?.as_bytes_or_null().map_err(rusqlite::Error::from)?;
+            let event = from_json_line(line.unwrap_or_default());
             if let Err(error) = &event {
-                let (exporter, seq) = (&self.exporter, unsigned(row, 0)?);
+                let exporter = &self.exporter;
                 tracing::warn!(%exporter, seq, %error, "an event can't be read back; set aside");
             }
             read.push(Read {
-                seq: unsigned(row, 0)?,
+                seq,
                 id: row.get(1)?,
                 count: unsigned(row, 2)?,
                 rejected: event.is_err(),
@@ -217,6 +234,9 @@ impl DurableCursor for Cursor {
         }
         if owed.is_empty() {
             self.pass(&[])?;
+            if self.misses_some() {
+                return Err(self.fails(Contradiction.into()));
+            }
         }
         self.note_in_flight(&owed);
         Ok(owed)

@@ -1,4 +1,11 @@
-//! Commits, bounds and trouble; what a kill does is in tests/.
+//! Commits, bounds and trouble; power cuts, and all troubles at once, in files
+//! of their own.
+
+mod crash;
+mod healing;
+mod hostile;
+mod lossy;
+mod troubles;
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -11,21 +11,49 @@ use vahti_runtime::event::{
     AGENT_GAP, Endpoint, Event, EventData, Priority, escape, escape_text, to_json_line,
 };
 
-use super::books::{Books, Gone, Passed, priority_of, signed, unsigned};
+use super::books::{Books, Contradiction, Gone, Passed, priority_of, signed, unsigned};
 use super::schema::Found;
-use super::{StoreConfig, StoreError, folder, schema};
+use super::{StoreConfig, StoreError, schema};
 
 const PAGE_BYTES: u64 = 4096;
-/// How long a lock that another process holds is waited for.
-const BUSY: Duration = Duration::from_secs(2);
 /// The ledger is written with a commit, but not more often than this.
 const LEDGER_INTERVAL_NS: u64 = 100_000_000;
 /// How many refused events are remembered by name.
 const KEPT_REJECTED: i64 = 1_000;
 
+/// How the file is reached.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Medium {
+    /// Which of SQLite's ways to the file system; `None` is its own.
+    pub(super) vfs: Option<&'static str>,
+    /// What a commit waits for.
+    pub(super) synchronous: &'static str,
+    /// How long a lock that another process holds is waited for.
+    pub(super) busy: Duration,
+}
+
+impl Default for Medium {
+    fn default() -> Self {
+        Medium { vfs: None, synchronous: "FULL", busy: Duration::from_secs(2) }
+    }
+}
+
+impl Medium {
+    pub(super) fn connect(&self, file: &Path, access: OpenFlags) -> rusqlite::Result<Connection> {
+        let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = match self.vfs {
+            None => Connection::open_with_flags(file, flags)?,
+            Some(vfs) => Connection::open_with_flags_and_vfs(file, flags, vfs)?,
+        };
+        connection.busy_timeout(self.busy)?;
+        Ok(connection)
+    }
+}
+
 pub(super) struct Writer {
     pub(super) connection: Connection,
     pub(super) file: PathBuf,
+    synchronous: &'static str,
     pub(super) books: Books,
     max_bytes: u64,
     max_age_ns: u64,
@@ -91,16 +119,11 @@ pub(super) enum Opened {
 impl Writer {
     pub(super) fn open(
         file: &Path,
+        medium: &Medium,
         config: &StoreConfig,
         exporters: &[String],
     ) -> Result<Opened, Trouble> {
-        folder::make_file(file).map_err(|error| Trouble::Later(error.to_string()))?;
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        if let Some(version) = schema::newer_at_a_glance(file) {
-            return Ok(Opened::Newer(version));
-        }
-        let mut connection = Connection::open_with_flags(file, flags)?;
-        connection.busy_timeout(BUSY)?;
+        let mut connection = medium.connect(file, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         connection.execute_batch(
             "PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF; PRAGMA temp_store = MEMORY;
              PRAGMA cache_size = -4096; PRAGMA auto_vacuum = INCREMENTAL;",
@@ -123,12 +146,13 @@ impl Writer {
             "journal_size_limit",
             signed(wal_bytes(config.max_bytes.0)),
         )?;
-        connection.pragma_update(None, "synchronous", "FULL")?;
+        connection.pragma_update(None, "synchronous", medium.synchronous)?;
         connection.set_prepared_statement_cache_capacity(32);
         let books = Books::load(&connection, exporters)?;
         Ok(Opened::Ready(Box::new(Writer {
             connection,
             file: file.to_owned(),
+            synchronous: medium.synchronous,
             books,
             max_bytes: config.max_bytes.0,
             max_age_ns: u64::try_from(config.max_age.0.as_nanos()).unwrap_or(u64::MAX),
@@ -217,18 +241,18 @@ impl Writer {
     ) -> Result<(), Trouble> {
         let mut books = self.books.clone();
         self.connection.pragma_update(None, "synchronous", "NORMAL")?;
-        let result = (|| {
+        let result = (|| -> Result<(), Trouble> {
             let transaction = self.connection.transaction_with_behavior(IMMEDIATE)?;
             for (priority, passed) in passed {
-                books.settle(exporter, *priority, passed);
+                books.settle(exporter, *priority, passed)?;
             }
             if !rejected.is_empty() {
                 write_rejected(&transaction, exporter, rejected)?;
             }
             books.save(&transaction)?;
-            transaction.commit()
+            Ok(transaction.commit()?)
         })();
-        self.connection.pragma_update(None, "synchronous", "FULL")?;
+        self.connection.pragma_update(None, "synchronous", self.synchronous)?;
         result?;
         self.books = books;
         Ok(())
@@ -318,7 +342,7 @@ fn peer_text(peer: &Endpoint) -> Option<String> {
 
 /// Makes room below the cap: what every exporter has first, then what is still
 /// owed; normal events before critical ones, older before newer.
-fn evict(transaction: &Transaction<'_>, books: &mut Books, max_bytes: u64) -> rusqlite::Result<()> {
+fn evict(transaction: &Transaction<'_>, books: &mut Books, max_bytes: u64) -> Result<(), Trouble> {
     let limit = max_bytes.saturating_sub(wal_bytes(max_bytes));
     let mut used = used_bytes(transaction)?;
     if used <= limit {
@@ -344,6 +368,11 @@ fn evict(transaction: &Transaction<'_>, books: &mut Books, max_bytes: u64) -> ru
             used = used_bytes(transaction)?;
         }
     }
+    let stored: u64 = books.own.counts.iter().map(|c| c.stored.envelopes).sum();
+    if used > target && stored > 0 {
+        // A damaged tree leads past its rows; the file would grow for ever.
+        return Err(Contradiction.into());
+    }
     Ok(())
 }
 
@@ -363,7 +392,7 @@ fn delete(
     to: u64,
     limit: u64,
     why: Gone,
-) -> rusqlite::Result<u64> {
+) -> Result<u64, Trouble> {
     let mut statement = transaction.prepare_cached(
         "DELETE FROM events WHERE seq IN (
              SELECT seq FROM events WHERE priority = ?1 AND seq > ?2 AND seq <= ?3
@@ -375,7 +404,7 @@ fn delete(
     let mut deleted = 0;
     while let Some(row) = rows.next()? {
         let priority = priority_of(row.get_ref(2)?.as_str().unwrap_or_default());
-        books.evict(unsigned(row, 0)?, priority, unsigned(row, 1)?, why);
+        books.evict(unsigned(row, 0)?, priority, unsigned(row, 1)?, why)?;
         deleted += 1;
     }
     Ok(deleted)
@@ -392,7 +421,7 @@ fn evict_old(
     transaction: &Transaction<'_>,
     books: &mut Books,
     oldest_ns: u64,
-) -> rusqlite::Result<()> {
+) -> Result<(), Trouble> {
     for priority in Priority::ALL {
         let from = signed(books.gone_to[priority as usize]);
         let first: Option<u64> = transaction
@@ -448,6 +477,12 @@ fn write_rejected(
         )?
         .execute([KEPT_REJECTED])?;
     Ok(())
+}
+
+impl From<Contradiction> for Trouble {
+    fn from(_: Contradiction) -> Self {
+        Trouble::Corrupt("its accounts and its events contradict each other".to_owned())
+    }
 }
 
 impl From<StoreError> for Trouble {

@@ -20,10 +20,6 @@ use crate::emitter::{Delivery, EmitOutcome};
 use crate::event::Event;
 use crate::panic::contain;
 
-/// How often an emitter may panic at one event before the event is set aside:
-/// the first time may have been chance.
-const PANICS_AT_ONE: u32 = 2;
-
 pub(super) struct DurableWorker {
     shared: Arc<Shared>,
     sender: Sender,
@@ -39,7 +35,11 @@ pub(super) struct DurableWorker {
     /// How many events are sent at once: fewer while one is being looked for
     /// that can't be sent.
     limit: usize,
-    panics_at_one: u32,
+    /// Whether a batch was too large: it is felt for how many are not.
+    feels: bool,
+    /// At which event alone it panicked last: the first time may have been
+    /// chance, the second time the event is set aside.
+    panicked_at: Option<u64>,
 }
 
 /// What a try came to.
@@ -69,7 +69,8 @@ impl DurableWorker {
             jitter: Jitter::new(&shared.name),
             failures: inheritance.map_or(0, |inheritance| inheritance.row),
             limit: max_batch,
-            panics_at_one: 0,
+            feels: false,
+            panicked_at: None,
             cursor: None,
             shared,
             sender,
@@ -114,8 +115,7 @@ impl DurableWorker {
             match tried {
                 Tried::Settled => {
                     self.failures = 0;
-                    self.panics_at_one = 0;
-                    self.limit = self.limit.saturating_mul(2).min(self.max_batch);
+                    self.grow();
                     self.shared.set_state(EmitterState::Working);
                 }
                 Tried::Again => {}
@@ -130,6 +130,12 @@ impl DurableWorker {
             }
         }
         true
+    }
+
+    fn grow(&mut self) {
+        let more = if self.feels { (self.limit / 8).max(1) } else { self.limit };
+        self.limit = self.limit.saturating_add(more).min(self.max_batch);
+        self.feels &= self.limit < self.max_batch;
     }
 
     fn read(&mut self) -> Result<Vec<Owed>, LogError> {
@@ -192,7 +198,11 @@ impl DurableWorker {
             EmitOutcome::Retryable { reason, retry_after } => {
                 return Tried::Later { hint: retry_after, reason };
             }
-            EmitOutcome::Rejected { reason } | EmitOutcome::TooLarge { reason } => {
+            EmitOutcome::TooLarge { reason } => {
+                self.feels = true;
+                return self.look_for_poison(seqs, Some(reason));
+            }
+            EmitOutcome::Rejected { reason } => {
                 return self.look_for_poison(seqs, Some(reason));
             }
             EmitOutcome::Each { mut deliveries, reason, retry_after } => {
@@ -247,11 +257,8 @@ impl DurableWorker {
         };
         let panicked = reason.is_none();
         let reason = reason.unwrap_or_else(|| "the emitter panics at it".to_owned());
-        if panicked {
-            self.panics_at_one += 1;
-            if self.panics_at_one < PANICS_AT_ONE {
-                return Tried::Later { hint: None, reason };
-            }
+        if panicked && self.panicked_at.replace(*seq) != Some(*seq) {
+            return Tried::Later { hint: None, reason };
         }
         let emitter = &self.shared.name;
         tracing::warn!(%emitter, seq, %reason, "an event is set aside; the ledger counts it");

@@ -36,8 +36,8 @@ impl Sender {
         Sender { shared, turn, emitter: emitter.map(Foreign::new) }
     }
 
-    /// Hands a batch to the emitter, in parts where it is too large for it;
-    /// `None` if that took so long that somebody else has taken over: nothing
+    /// Hands a batch to the emitter, in parts where it is too large for it (not
+    /// of a log, which can be read again from where a part ended); `None` if that took so long that somebody else has taken over: nothing
     /// may be accounted for then. Whoever takes over goes on with `in_hand`.
     pub(super) async fn emit(
         &mut self,
@@ -46,7 +46,9 @@ impl Sender {
     ) -> Option<Answer> {
         self.shared.seat.sit(in_hand);
         let (outcome, panicked) = match self.emit_whole(batch).await {
-            (EmitOutcome::TooLarge { reason }, false) => self.emit_parts(batch, reason).await,
+            (EmitOutcome::TooLarge { reason }, false) if self.shared.log.is_none() => {
+                self.emit_parts(batch, reason).await
+            }
             answer => answer,
         };
         self.shared.seat.rise(self.turn).then_some(Answer { outcome, panicked })
