@@ -7,8 +7,9 @@
 //! `synchronous=FULL`); rows leave when the cap or their age asks for it, and
 //! every one that an exporter was still owed is counted.
 //!
-//! A disk that is full, a folder that can't be written to or another process's
-//! lock make it fail for now: events wait in their lanes, whose policies decide
+//! A disk that is full, a folder that can't be written to, another process's
+//! lock, or its transaction that was left open until the write-ahead log is
+//! beyond its share, make it fail for now: events wait in their lanes, whose policies decide
 //! what goes. A file that can't be read is set aside under a dated name and a
 //! fresh one is begun. None of it stops the agent.
 //!
@@ -344,7 +345,8 @@ impl Shared {
     fn open_file(&self) -> Result<Box<Writer>, Trouble> {
         for newer in [false, true] {
             let file = folder::file(&self.config.path, newer);
-            match Writer::open(&file, &self.config, &self.exporters)? {
+            let again = self.view().file.as_ref() == Some(&file);
+            match Writer::open(&file, &self.config, &self.exporters, again)? {
                 Opened::Ready(writer) => return Ok(writer),
                 Opened::Newer(version) => {
                     let file = shown(&file);
@@ -406,6 +408,8 @@ impl Shared {
         for _ in 0..2 {
             self.ready(&mut inner)?;
             let Some(writer) = &mut inner.writer else { continue };
+            // The file is as it should be, and stays open.
+            writer.bound_log().map_err(Trouble::why)?;
             let before = writer.books.clone();
             let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
             let result = writer.commit(batch, &**ledger);

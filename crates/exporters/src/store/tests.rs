@@ -394,3 +394,57 @@ fn another_process_that_holds_a_lock_is_waited_for() {
     commit(&store, &batch(1, 1));
     assert_exact(&store, folder.path());
 }
+
+#[test]
+fn a_transaction_that_is_left_open_bounds_the_log_and_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), &["a"]);
+    commit(&store, &batch(1, 10));
+    let file = folder.path().join("events.db");
+    let other = rusqlite::Connection::open(&file).unwrap();
+    other.execute_batch("BEGIN; SELECT count(*) FROM events").unwrap();
+    let mut emitter = store.emitter();
+    let (mut next, mut refused) = (11, None);
+    while refused.is_none() && next < 100_000 {
+        match emit(&mut emitter, &batch(next, 200)) {
+            EmitOutcome::Delivered => next += 200,
+            EmitOutcome::Retryable { reason, .. } => refused = Some(reason),
+            outcome => panic!("{outcome:?}"),
+        }
+    }
+    let refused = refused.expect("the log has no bound");
+    assert!(refused.contains("transaction open"), "{refused}");
+    let log = || fs::metadata(folder::with_suffix(&file, "-wal")).unwrap().len();
+    let most = writer::wal_bytes(8 << 20) * 5 / 4;
+    for _ in 0..3 {
+        assert!(matches!(emit(&mut emitter, &batch(next, 200)), EmitOutcome::Retryable { .. }));
+    }
+    // What is there is delivered meanwhile.
+    let mut a = store.cursor("a").unwrap();
+    while !settle(&mut *a, 1_000).is_empty() {}
+    assert_eq!(store.line("a").stored.envelopes, 0);
+    assert!(log() <= most, "{}", log());
+    other.execute_batch("COMMIT").unwrap();
+    commit(&store, &batch(next, 200));
+    assert!(log() <= writer::wal_bytes(8 << 20));
+    assert_exact(&store, folder.path());
+}
+
+#[test]
+fn opening_the_file_anew_leaves_its_readers_their_locks() {
+    use std::os::unix::fs::MetadataExt;
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), &["a"]);
+    commit(&store, &batch(1, 10));
+    let inode = fs::metadata(folder.path().join("events.db")).unwrap().ino();
+    let is_locked = || {
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        locks.lines().any(|l| l.contains("POSIX") && l.contains(&format!(":{inode} ")))
+    };
+    let mut a = store.cursor("a").unwrap();
+    assert!(is_locked());
+    store.shared.note(&mut store.shared.lock(), Trouble::Later("the disk is full".to_owned()));
+    commit(&store, &batch(11, 10));
+    assert!(is_locked(), "another program could take the log away");
+    drop(a.read(1));
+}

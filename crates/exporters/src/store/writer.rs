@@ -18,6 +18,9 @@ use super::{StoreConfig, StoreError, folder, schema};
 const PAGE_BYTES: u64 = 4096;
 /// How long a lock that another process holds is waited for.
 const BUSY: Duration = Duration::from_secs(2);
+/// How long readers are waited for that keep the write-ahead log from being
+/// begun anew. Ours take milliseconds.
+const LOG_PATIENCE: Duration = Duration::from_millis(250);
 /// The ledger is written with a commit, but not more often than this.
 const LEDGER_INTERVAL_NS: u64 = 100_000_000;
 /// How many refused events are remembered by name.
@@ -89,16 +92,23 @@ pub(super) enum Opened {
 }
 
 impl Writer {
+    /// Opens a file; `again`, if this process may still read it. Then it is
+    /// left to SQLite alone: closing any descriptor of a file lets go of all
+    /// the locks that a process has on it (fcntl(2)), and without theirs
+    /// another program could take the log from under our readers.
     pub(super) fn open(
         file: &Path,
         config: &StoreConfig,
         exporters: &[String],
+        again: bool,
     ) -> Result<Opened, Trouble> {
-        folder::make_file(file).map_err(|error| Trouble::Later(error.to_string()))?;
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        if let Some(version) = schema::newer_at_a_glance(file) {
-            return Ok(Opened::Newer(version));
+        if !again || !file.exists() {
+            folder::make_file(file).map_err(|error| Trouble::Later(error.to_string()))?;
+            if let Some(version) = schema::newer_at_a_glance(file) {
+                return Ok(Opened::Newer(version));
+            }
         }
+        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let mut connection = Connection::open_with_flags(file, flags)?;
         connection.busy_timeout(BUSY)?;
         connection.execute_batch(
@@ -166,6 +176,35 @@ impl Writer {
         transaction.commit()?;
         self.books = books;
         Ok(gap_from)
+    }
+
+    /// Has the write-ahead log begin anew where it is beyond its share, which
+    /// only a reader can bring about: what it may still look at can't be
+    /// overwritten. Settling goes on meanwhile, as all that can be settled is
+    /// bounded by what is there.
+    ///
+    /// # Errors
+    /// A reader's transaction is still open; who it may be.
+    pub(super) fn bound_log(&mut self) -> Result<(), Trouble> {
+        let share = wal_bytes(self.max_bytes);
+        let log = folder::with_suffix(&self.file, "-wal");
+        if std::fs::metadata(&log).map_or(0, |meta| meta.len()) <= share {
+            return Ok(());
+        }
+        self.connection.busy_timeout(LOG_PATIENCE)?;
+        let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
+        let held = self.connection.query_row(sql, [], |row| row.get::<_, bool>(0));
+        self.connection.busy_timeout(BUSY)?;
+        if !held? {
+            return Ok(());
+        }
+        let readers = folder::readers(&self.file);
+        let readers = if readers.is_empty() { String::new() } else { format!(" ({readers})") };
+        Err(Trouble::Later(format!(
+            "the write-ahead log is beyond its {} MiB, as another process{readers} has kept a \
+             transaction open: end that one",
+            share >> 20
+        )))
     }
 
     /// Writes events and what comes with them, durably. Nothing of it happened
