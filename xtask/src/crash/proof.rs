@@ -14,7 +14,7 @@ use super::figure;
 
 /// The most that a kill may have an exporter send twice: the batch in flight
 /// and one group commit.
-const MOST_TWICE: u64 = 256 + 4_096;
+const MOST_TWICE: u64 = 512 + 4_096;
 
 /// An agent that was killed.
 pub(super) struct Kill {
