@@ -66,10 +66,7 @@ fn build() -> Result<(), String> {
 }
 
 /// Gives a fresh folder, which is kept if something is wrong.
-fn in_folder(
-    what: &str,
-    job: impl FnOnce(&Path) -> Result<(), String>,
-) -> Result<(), String> {
+fn in_folder(what: &str, job: impl FnOnce(&Path) -> Result<(), String>) -> Result<(), String> {
     let name = format!("vahti-{what}-{}-{}", std::process::id(), now_ns() % 1_000_000);
     let folder: PathBuf = std::env::temp_dir().join(name);
     std::fs::create_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;

@@ -55,7 +55,13 @@ pub(super) fn run(folder: &Path, events: u64) -> Result<(), String> {
     let mib = |bytes: u64| bytes >> 20;
     figure(
         "resident memory before, then at most",
-        format!("{} MiB, {} MiB, peak {} MiB (bar: {})", mib(before), mib(most), mib(peak), mib(bar)),
+        format!(
+            "{} MiB, {} MiB, peak {} MiB (bar: {})",
+            mib(before),
+            mib(most),
+            mib(peak),
+            mib(bar)
+        ),
     );
     let mut proof = Proof::of(&place)?;
     proof.check_promises(&place)?;
