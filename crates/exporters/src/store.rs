@@ -45,7 +45,7 @@ use vahti_runtime::units::{ByteSize, HumanDuration};
 
 use self::books::{Books, OWN, Passed};
 use self::folder::Lock;
-use self::writer::{Ledger, Opened, Trouble, Writer};
+use self::writer::{Before, Ledger, Opened, Trouble, Writer};
 
 pub use self::reader::{Filter, ReadError, Reader, Row, Snapshot};
 
@@ -332,8 +332,11 @@ impl Shared {
     fn begin(&self, inner: &Inner) -> Result<Box<Writer>, Trouble> {
         let mut writer = self.open_file()?;
         let Some(books) = inner.books.clone() else {
-            let alive = inner.lock.as_ref().map_or(0, Lock::last_alive_ns);
-            let gap = writer.begin(Some(alive))?;
+            let before = inner.lock.as_ref().map(|lock| Before {
+                alive_ns: lock.last_alive_ns(),
+                left_the_lock: lock.was_left(),
+            });
+            let gap = writer.begin(Some(before.unwrap_or_default()))?;
             self.view().gap_from_ns = gap;
             return Ok(writer);
         };
@@ -474,8 +477,10 @@ impl Shared {
         };
         let Some(writer) = &mut inner.writer else { return Ok(()) };
         let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = writer.end(&**ledger);
-        result.map_err(Trouble::why)
+        writer.end(&**ledger).map_err(Trouble::why)?;
+        drop(ledger);
+        let cleared = inner.lock.as_mut().map_or(Ok(()), Lock::clear);
+        cleared.map_err(|error| format!("its lock: {error}"))
     }
 }
 

@@ -62,6 +62,8 @@ pub(super) fn make_file(path: &Path) -> Result<(), StoreError> {
 pub(super) struct Lock {
     file: File,
     path: PathBuf,
+    /// Whoever had it before is written down there still.
+    was_left: bool,
 }
 
 impl Lock {
@@ -100,7 +102,20 @@ impl Lock {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        Ok(Lock { file, path })
+        let was_left = read_id(&mut file).is_some();
+        Ok(Lock { file, path, was_left })
+    }
+
+    /// Whether the agent before did not end as it should, as far as this file
+    /// knows; the store's own knows better, where it can be read.
+    pub(super) fn was_left(&self) -> bool {
+        self.was_left
+    }
+
+    /// Strikes out who has it, who ends as it should.
+    pub(super) fn clear(&mut self) -> io::Result<()> {
+        self.was_left = false;
+        self.file.set_len(0)
     }
 
     /// When whoever had it was last seen alive, nanoseconds since 1970.

@@ -241,6 +241,29 @@ fn an_unclean_end_is_told_until_it_is_committed() {
 }
 
 #[test]
+fn an_unclean_end_is_told_also_where_its_file_cannot_be_read_any_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let spoil = || {
+        let file = folder.path().join("events.db");
+        fs::write(&file, "no database, but longer than a header".repeat(99)).unwrap();
+        drop(fs::remove_file(folder::with_suffix(&file, "-wal")));
+    };
+    let store = open(folder.path(), NOBODY);
+    commit(&store, &batch(1, 1));
+    let before = ClockPair::now().wall_ns;
+    drop(store);
+    spoil();
+    let store = open(folder.path(), NOBODY);
+    let from = store.gap_from_ns().unwrap();
+    assert!(from <= before && from > before - 60_000_000_000, "{from} {before}");
+    assert_eq!(store.set_aside(), 1);
+    store.end();
+    drop(store);
+    spoil();
+    assert_eq!(open(folder.path(), NOBODY).gap_from_ns(), None);
+}
+
+#[test]
 fn a_second_agent_waits_and_then_is_told_who_has_it() {
     let folder = tempfile::tempdir().unwrap();
     let first = open(folder.path(), NOBODY);

@@ -84,6 +84,15 @@ impl From<rusqlite::Error> for Trouble {
     }
 }
 
+/// What the lock says of the agent before this one.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Before {
+    /// When it was last seen alive.
+    pub(super) alive_ns: u64,
+    /// It did not strike itself out, as one does that ends as it should.
+    pub(super) left_the_lock: bool,
+}
+
 /// What a file was like when it was opened.
 pub(super) enum Opened {
     Ready(Box<Writer>),
@@ -151,17 +160,20 @@ impl Writer {
     /// Notes that an agent runs. At its start it is told when the one before
     /// was last alive, and finds out since when none was, if that one did not
     /// end as it should.
-    pub(super) fn begin(&mut self, last_alive_ns: Option<u64>) -> Result<Option<u64>, Trouble> {
+    pub(super) fn begin(&mut self, before: Option<Before>) -> Result<Option<u64>, Trouble> {
         let now = ClockPair::now().wall_ns;
-        let (running, alive, gap) =
-            self.connection.query_row("SELECT running, alive, gap_from FROM agent", [], |row| {
-                Ok((row.get::<_, bool>(0)?, unsigned(row, 1)?, row.get::<_, Option<i64>>(2)?))
-            })?;
+        let sql = "SELECT running, started, alive, gap_from FROM agent";
+        let (running, started, alive, gap) = self.connection.query_row(sql, [], |row| {
+            let gap: Option<i64> = row.get(3)?;
+            Ok((row.get::<_, bool>(0)?, unsigned(row, 1)?, unsigned(row, 2)?, gap))
+        })?;
+        // A file in which no agent ever ran: the one before may have had another.
+        let is_fresh = started == 0;
         // One that was never told goes on.
         let untold = gap.and_then(|gap| u64::try_from(gap).ok());
-        let unclean = last_alive_ns.filter(|_| running);
+        let unclean = before.filter(|it| running || (is_fresh && it.left_the_lock));
         // The clock may have been set back since; no gap has a negative length.
-        let gap_from = untold.or(unclean.map(|seen| alive.max(seen).min(now)));
+        let gap_from = untold.or(unclean.map(|it| alive.max(it.alive_ns).min(now)));
         let mut books = self.books.clone();
         books.gap_from_ns = books.gap_from_ns.or(gap_from);
         books.mark_changed();
