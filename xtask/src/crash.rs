@@ -37,7 +37,14 @@ pub(crate) fn run(args: &[&str]) -> Result<(), String> {
 
 /// As a step of CI: says so where it can't run.
 pub(crate) fn in_ci() -> Result<(), String> {
-    if let Some(why) = cannot() {
+    let why = match cannot() {
+        Some(why) => Some(why),
+        None => {
+            build()?;
+            in_folder("probe", agent::refusal)?
+        }
+    };
+    if let Some(why) = why {
         eprintln!("not run: crash: {why}");
         return Ok(());
     }
@@ -66,12 +73,12 @@ fn build() -> Result<(), String> {
 }
 
 /// Gives a fresh folder, which is kept if something is wrong.
-fn in_folder(what: &str, job: impl FnOnce(&Path) -> Result<(), String>) -> Result<(), String> {
+fn in_folder<T>(what: &str, job: impl FnOnce(&Path) -> Result<T, String>) -> Result<T, String> {
     let name = format!("vahti-{what}-{}-{}", std::process::id(), now_ns() % 1_000_000);
     let folder: PathBuf = std::env::temp_dir().join(name);
     std::fs::create_dir(&folder).map_err(|e| format!("{}: {e}", folder.display()))?;
     match job(&folder) {
-        Ok(()) => std::fs::remove_dir_all(&folder).map_err(|e| e.to_string()),
+        Ok(found) => std::fs::remove_dir_all(&folder).map(|()| found).map_err(|e| e.to_string()),
         Err(error) => Err(format!("{error}\nwhat is left is in {}", folder.display())),
     }
 }

@@ -193,6 +193,26 @@ impl Drop for Agent {
     }
 }
 
+/// The exit code of an agent that lacks the rights to load programs
+/// (sysexits.h: EX_NOPERM).
+const NO_RIGHTS: i32 = 77;
+
+/// Why an agent can't run here, where it lacks the rights.
+pub(super) fn refusal(folder: &Path) -> Result<Option<String>, String> {
+    let place = Place::new(folder);
+    place.configure("1GiB")?;
+    let mut agent = Agent::start(&place)?;
+    match agent.wait_until(Duration::from_secs(30), |agent| agent.watching().is_some())? {
+        Some(status) if status.code() == Some(NO_RIGHTS) => {
+            agent.reap()?;
+            let log = fs::read_to_string(folder.join("agents.log")).unwrap_or_default();
+            Ok(Some(log.trim().to_owned()))
+        }
+        Some(status) => Err(format!("the agent ended with {status}; see agents.log")),
+        None => Ok(None),
+    }
+}
+
 /// `vahti ledger --follow`, printing to a file.
 pub(super) struct Oracle(Child);
 

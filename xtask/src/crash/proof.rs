@@ -343,4 +343,93 @@ mod tests {
         assert_eq!((whole(line), id_of(line)), (true, Some("01ABC")));
         assert!(!whole(&line[..10]));
     }
+
+    /// A store with an event for each letter, upper case for critical ones,
+    /// of which the oracle told and which the file has.
+    fn found(store: &str, oracle: &str, file: &str, wrong_accounts: bool) -> Result<(), String> {
+        let name = format!("vahti-proof-{}-{store}-{oracle}-{file}", std::process::id());
+        let place = Place::new(&std::env::temp_dir().join(name));
+        drop(fs::remove_dir_all(&place.folder));
+        place.configure("1GiB").unwrap();
+        fs::create_dir(place.store()).unwrap();
+        let connection = Connection::open(place.database()).unwrap();
+        let columns = ["routed", "delivered", "rejected", "dropped_full", "dropped_age"];
+        let columns = columns.iter().chain(&["dropped_lost", "stored"]);
+        let columns: String =
+            columns.map(|c| format!(", {c} DEFAULT 0, {c}_envelopes DEFAULT 0")).collect();
+        let tables = format!(
+            "CREATE TABLE accounts (name, priority, cursor{columns});
+             CREATE TABLE events (seq, id, priority, count, type, subtype, event)"
+        );
+        connection.execute_batch(&tables).unwrap();
+        let priority = |id: char| if id.is_uppercase() { "critical" } else { "normal" };
+        for (seq, id) in store.chars().enumerate() {
+            let row = (seq as i64, id.to_string(), priority(id));
+            connection
+                .execute("INSERT INTO events VALUES (?1, ?2, ?3, 1, '', '', '{}')", row)
+                .unwrap();
+        }
+        for of in ["critical", "normal"] {
+            let n = store.chars().filter(|id| priority(*id) == of).count() as i64;
+            let sql = "INSERT INTO accounts (name, priority, cursor, routed, routed_envelopes, stored,
+                       stored_envelopes, delivered, delivered_envelopes) VALUES (?1, ?2, ?3, ?4, ?4, ?5, ?5, ?6, ?6)";
+            connection.execute(sql, ("(store)", of, 99, n, n, i64::from(wrong_accounts))).unwrap();
+            connection.execute(sql, ("file", of, 99, n, 0, n)).unwrap();
+        }
+        drop(connection);
+        let told = |id: char| {
+            format!("{{\"committed\":{{\"id\":\"{id}\",\"priority\":\"{}\"}}}}\n", priority(id))
+        };
+        let line = |id: char| match id {
+            '-' => "{\"id\":\"tor\n".to_owned(),
+            id => format!("{{\"id\":\"{id}\"}}\n"),
+        };
+        fs::write(place.promises(), oracle.chars().map(told).collect::<String>()).unwrap();
+        fs::write(place.lines(), file.chars().map(line).collect::<String>()).unwrap();
+        let mut proof = Proof::of(&place)?;
+        proof.check_promises(&place)?;
+        proof.check_lines(&place, 0)?;
+        proof.check_accounts(&place, true)?;
+        fs::remove_dir_all(&place.folder).unwrap();
+        proof.conclude()
+    }
+
+    #[test]
+    fn what_is_lost_sent_again_torn_or_wrongly_counted_is_found() {
+        assert_eq!(found("aBcD", "aBcD", "aBcD", false), Ok(()));
+        let cases = [
+            (("aBc", "aBcD", "aBc", false), "lost, 1 critical"),
+            (("aBcD", "aBcD", "aBc", false), "1 committed events are not in the durable file"),
+            (("aBcD", "aBcD", "aBcDc", false), "sent again"),
+            (("aBcD", "aBcD", "aDcB", false), "out of order"),
+            (("aBcD", "aBcD", "a-BcD", false), "torn"),
+            (("aBcD", "aBcD", "aBcDe", false), "not in the store"),
+            (("aBcDa", "aBcD", "aBcD", false), "rows have"),
+            (("aBcD", "", "aBcD", false), "the oracle printed nothing"),
+            (("aBcD", "aBcD", "aBcD", true), "accounts are not exact"),
+        ];
+        for ((store, oracle, file, wrong_accounts), wanted) in cases {
+            let wrong = found(store, oracle, file, wrong_accounts).unwrap_err();
+            assert!(wrong.contains(wanted), "{wanted}: {wrong}");
+        }
+    }
+
+    #[test]
+    fn a_kill_that_no_gap_covers_is_found() {
+        let connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch("CREATE TABLE events (type, subtype, event)").unwrap();
+        let gap = r#"{"gap":{"from":"1970-01-01T00:00:10Z","to":"1970-01-01T00:00:12Z"}}"#;
+        connection.execute("INSERT INTO events VALUES ('agent', 'gap', ?1)", [gap]).unwrap();
+        let mut proof = Proof { connection, committed: HashMap::new(), wrong: Vec::new() };
+        let kill = |from: u64, to: u64| Kill {
+            reaped_ns: from * 1_000_000_000,
+            next_exec_ns: to * 1_000_000_000,
+            must_be_told: true,
+            may_be_told: true,
+        };
+        proof.check_gaps(&[kill(10, 11), kill(11, 12)]);
+        assert!(proof.wrong.is_empty(), "{:?}", proof.wrong);
+        proof.check_gaps(&[kill(10, 11), kill(12, 13)]);
+        assert_eq!(proof.wrong, ["1 kills are told by no gap"]);
+    }
 }
