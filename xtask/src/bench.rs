@@ -6,7 +6,7 @@
 //! machines are noisy: medians and ratios, and nothing is asserted.
 
 mod agent;
-mod faults;
+pub(crate) mod faults;
 mod process;
 
 use std::process::Command;
@@ -54,7 +54,7 @@ pub(crate) fn run(parts: &[&str]) -> Result<(), String> {
     Ok(())
 }
 
-fn cargo(args: &[&str]) -> Result<(), String> {
+pub(crate) fn cargo(args: &[&str]) -> Result<(), String> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let status = Command::new(cargo).args(args).status().map_err(|e| format!("cargo: {e}"))?;
     if status.success() { Ok(()) } else { Err(format!("cargo {} failed", args.join(" "))) }

@@ -41,7 +41,7 @@ const STEPS: &[Step] = &[
     ),
 ];
 
-/// Runs all steps, then the tests; stops at the first that fails. The Debian
+/// Runs all steps, then the tests, then kills; stops at the first that fails. The Debian
 /// package is not built here, as that takes a release build; tests hold its
 /// scripts and its unit to what it installs.
 pub(crate) fn run() -> Result<(), String> {
@@ -49,7 +49,9 @@ pub(crate) fn run() -> Result<(), String> {
         timed(name, || cargo(args, env))?;
     }
     timed("eBPF objects", crate::bpf::check)?;
-    timed("tests", tests)
+    timed("tests", tests)?;
+    // With the release binary, which is what is promised.
+    timed("kills", crate::crash::in_ci)
 }
 
 fn timed(name: &str, step: impl FnOnce() -> Result<(), String>) -> Result<(), String> {

@@ -7,8 +7,9 @@
 //! `synchronous=FULL`); rows leave when the cap or their age asks for it, and
 //! every one that an exporter was still owed is counted.
 //!
-//! A disk that is full, a folder that can't be written to or another process's
-//! lock make it fail for now: events wait in their lanes, whose policies decide
+//! A disk that is full, a folder that can't be written to, another process's
+//! lock, or its transaction that was left open until the write-ahead log is
+//! beyond its share, make it fail for now: events wait in their lanes, whose policies decide
 //! what goes. A file that can't be read is set aside under a dated name and a
 //! fresh one is begun. None of it stops the agent.
 //!
@@ -39,12 +40,13 @@ use vahti_runtime::clock::ClockPair;
 use vahti_runtime::config::bounds::{Bounded, Checked, describe};
 use vahti_runtime::emitter::{Emission, EmitOutcome, EventEmitter};
 use vahti_runtime::event::{Event, Priority, escape};
+use vahti_runtime::ids::EventId;
 use vahti_runtime::ledger::{LaneLine, Tally};
 use vahti_runtime::units::{ByteSize, HumanDuration};
 
 use self::books::{Books, OWN, Passed};
 use self::folder::Lock;
-use self::writer::{Ledger, Medium, Opened, Trouble, Writer};
+use self::writer::{Before, Ledger, Medium, Opened, Trouble, Writer};
 
 pub use self::reader::{Filter, ReadError, Reader, Row, Snapshot};
 
@@ -150,6 +152,24 @@ struct Inner {
     /// What the accounts were when the file could be written last.
     books: Option<Books>,
     aged_ns: u64,
+    /// The batch that was committed last.
+    last: Option<Mark>,
+}
+
+/// What tells a batch from every other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mark {
+    first: (usize, EventId),
+    last: (usize, EventId),
+    len: usize,
+}
+
+impl Mark {
+    fn of(batch: &[Arc<Event>]) -> Option<Self> {
+        let end = |event: &Arc<Event>| (Arc::as_ptr(event).addr(), event.id);
+        let (first, last) = (end(batch.first()?), end(batch.last()?));
+        Some(Mark { first, last, len: batch.len() })
+    }
 }
 
 struct View {
@@ -198,7 +218,7 @@ impl Store {
             gap_from_ns: None,
             set_aside: 0,
         };
-        let inner = Inner { lock: None, writer: None, books: None, aged_ns: 0 };
+        let inner = Inner { lock: None, writer: None, books: None, aged_ns: 0, last: None };
         let shared = Arc::new(Shared {
             config,
             medium,
@@ -350,8 +370,11 @@ impl Shared {
     fn begin(&self, inner: &Inner) -> Result<Box<Writer>, Trouble> {
         let mut writer = self.open_file()?;
         let Some(books) = inner.books.clone() else {
-            let alive = inner.lock.as_ref().map_or(0, Lock::last_alive_ns);
-            let gap = writer.begin(Some(alive))?;
+            let before = inner.lock.as_ref().map(|lock| Before {
+                alive_ns: lock.last_alive_ns(),
+                left_the_lock: lock.was_left(),
+            });
+            let gap = writer.begin(Some(before.unwrap_or_default()))?;
             self.view().gap_from_ns = gap;
             return Ok(writer);
         };
@@ -406,6 +429,7 @@ impl Shared {
     fn note(&self, inner: &mut Inner, trouble: Trouble) {
         let Some(writer) = inner.writer.take() else { return };
         inner.books = Some(writer.books.clone());
+        inner.last = None;
         drop(writer);
         if let Trouble::Corrupt(why) = trouble
             && let Err(error) = self.set_aside(inner, &why)
@@ -437,30 +461,44 @@ impl Shared {
 
     fn commit(&self, batch: &[Arc<Event>]) -> Result<(), String> {
         let mut inner = self.lock();
+        // After a call that took so long that it was left behind, its batch
+        // comes again from whoever took over: it may have got through meanwhile.
+        let mark = Mark::of(batch);
+        if mark.is_some() && inner.last == mark {
+            return Ok(());
+        }
+        self.commit_once(&mut inner, batch)?;
+        inner.last = mark;
+        Ok(())
+    }
+
+    fn commit_once(&self, inner: &mut Inner, batch: &[Arc<Event>]) -> Result<(), String> {
         // Once more with a fresh file, where the first can't be read.
         for _ in 0..2 {
-            self.ready(&mut inner)?;
+            self.ready(inner)?;
             let Some(writer) = &mut inner.writer else { continue };
+            // The file is as it should be, and stays open.
+            writer.bound_log().map_err(Trouble::why)?;
             let before = writer.books.clone();
             let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
             let result = writer.commit(batch, &**ledger);
             drop(ledger);
             let trouble = match result {
                 Ok(()) => {
-                    self.publish(&inner);
+                    self.publish(inner);
                     return Ok(());
                 }
                 Err(trouble) => trouble,
             };
             let corrupt = matches!(trouble, Trouble::Corrupt(_));
             let why = trouble.to_string();
-            self.note(&mut inner, trouble);
+            self.note(inner, trouble);
             if corrupt {
                 continue;
             }
             // It may have been written all the same: the file knows.
             let wanted = before.last_seq() + batch.len() as u64;
-            if self.ready(&mut inner).is_ok()
+            if self.ready(inner).is_ok()
                 && inner.writer.as_ref().is_some_and(|writer| writer.has_committed(wanted))
             {
                 return Ok(());
@@ -505,8 +543,10 @@ impl Shared {
         };
         let Some(writer) = &mut inner.writer else { return Ok(()) };
         let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = writer.end(&**ledger);
-        result.map_err(Trouble::why)
+        writer.end(&**ledger).map_err(Trouble::why)?;
+        drop(ledger);
+        let cleared = inner.lock.as_mut().map_or(Ok(()), Lock::clear);
+        cleared.map_err(|error| format!("its lock: {error}"))
     }
 }
 

@@ -66,6 +66,8 @@ pub(super) fn make_file(path: &Path) -> Result<(), StoreError> {
 pub(super) struct Lock {
     file: File,
     path: PathBuf,
+    /// Whoever had it before is written down there still.
+    was_left: bool,
 }
 
 impl Lock {
@@ -104,7 +106,20 @@ impl Lock {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-        Ok(Lock { file, path })
+        let was_left = read_id(&mut file).is_some();
+        Ok(Lock { file, path, was_left })
+    }
+
+    /// Whether the agent before did not end as it should, as far as this file
+    /// knows; the store's own knows better, where it can be read.
+    pub(super) fn was_left(&self) -> bool {
+        self.was_left
+    }
+
+    /// Strikes out who has it, who ends as it should.
+    pub(super) fn clear(&mut self) -> io::Result<()> {
+        self.was_left = false;
+        self.file.set_len(0)
     }
 
     /// When whoever had it was last seen alive, nanoseconds since 1970.
@@ -129,6 +144,34 @@ impl Lock {
     pub(super) fn touch(&self) -> io::Result<()> {
         self.file.set_modified(SystemTime::now())
     }
+}
+
+/// The other processes that have a transaction open on a file, as far as they
+/// can be seen: "pid 1, pid 2". Readers lock bytes 123 to 127 of the file's
+/// shared memory (<https://sqlite.org/walformat.html#wal_locks>).
+pub(super) fn readers(file: &Path) -> String {
+    let Ok(meta) = fs::metadata(with_suffix(file, "-shm")) else { return String::new() };
+    let locks = fs::read_to_string("/proc/locks").unwrap_or_default();
+    readers_in(&locks, meta.ino(), std::process::id())
+}
+
+/// Of lines such as `1: POSIX  ADVISORY  READ 42 fe:00:1234 123 123`.
+fn readers_in(locks: &str, inode: u64, own: u32) -> String {
+    let mut pids: Vec<u32> = locks
+        .lines()
+        .filter_map(|line| {
+            let mut words = line.split_whitespace().skip(1);
+            let (kind, _, _) = (words.next()?, words.next()?, words.next()?);
+            let pid: u32 = words.next()?.parse().ok()?;
+            let of: u64 = words.next()?.rsplit(':').next()?.parse().ok()?;
+            let from: u64 = words.next()?.parse().ok()?;
+            let reads = kind == "POSIX" && of == inode && (123..=127).contains(&from);
+            (reads && pid != own && pid != 0).then_some(pid)
+        })
+        .collect();
+    pids.sort_unstable();
+    pids.dedup();
+    pids.iter().map(|pid| format!("pid {pid}")).collect::<Vec<_>>().join(", ")
 }
 
 fn read_id(file: &mut File) -> Option<u32> {
@@ -196,4 +239,22 @@ pub(super) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readers_are_those_who_lock_a_place_in_the_log() {
+        let locks = "1: POSIX  ADVISORY  READ 42 fe:00:77 124 124\n\
+                     2: POSIX  ADVISORY  READ 43 fe:00:77 128 128\n\
+                     3: FLOCK  ADVISORY  WRITE 44 fe:00:77 124 124\n\
+                     4: POSIX  ADVISORY  READ 45 fe:00:78 124 124\n\
+                     5: POSIX  ADVISORY  READ 46 fe:00:77 124 124\n\
+                     6: -> POSIX  ADVISORY  READ 47 fe:00:77 124 124\n\
+                     7: POSIX  ADVISORY  READ 41 fe:00:77 123 123\nnonsense\n";
+        assert_eq!(readers_in(locks, 77, 46), "pid 41, pid 42");
+        assert_eq!(readers_in(locks, 1, 46), "");
+    }
 }

@@ -248,6 +248,29 @@ fn an_unclean_end_is_told_until_it_is_committed() {
 }
 
 #[test]
+fn an_unclean_end_is_told_also_where_its_file_cannot_be_read_any_more() {
+    let folder = tempfile::tempdir().unwrap();
+    let spoil = || {
+        let file = folder.path().join("events.db");
+        fs::write(&file, "no database, but longer than a header".repeat(99)).unwrap();
+        drop(fs::remove_file(folder::with_suffix(&file, "-wal")));
+    };
+    let store = open(folder.path(), NOBODY);
+    commit(&store, &batch(1, 1));
+    let before = ClockPair::now().wall_ns;
+    drop(store);
+    spoil();
+    let store = open(folder.path(), NOBODY);
+    let from = store.gap_from_ns().unwrap();
+    assert!(from <= before && from > before - 60_000_000_000, "{from} {before}");
+    assert_eq!(store.set_aside(), 1);
+    store.end();
+    drop(store);
+    spoil();
+    assert_eq!(open(folder.path(), NOBODY).gap_from_ns(), None);
+}
+
+#[test]
 fn a_second_agent_waits_and_then_is_told_who_has_it() {
     let folder = tempfile::tempdir().unwrap();
     let first = open(folder.path(), NOBODY);
@@ -399,5 +422,71 @@ fn another_process_that_holds_a_lock_is_waited_for() {
     assert!(reason.contains("lock"), "{reason}");
     other.execute_batch("ROLLBACK").unwrap();
     commit(&store, &batch(1, 1));
+    assert_exact(&store, folder.path());
+}
+
+#[test]
+fn a_transaction_that_is_left_open_bounds_the_log_and_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), &["a"]);
+    commit(&store, &batch(1, 10));
+    let file = folder.path().join("events.db");
+    let other = rusqlite::Connection::open(&file).unwrap();
+    other.execute_batch("BEGIN; SELECT count(*) FROM events").unwrap();
+    let mut emitter = store.emitter();
+    let (mut next, mut refused) = (11, None);
+    while refused.is_none() && next < 100_000 {
+        match emit(&mut emitter, &batch(next, 200)) {
+            EmitOutcome::Delivered => next += 200,
+            EmitOutcome::Retryable { reason, .. } => refused = Some(reason),
+            outcome => panic!("{outcome:?}"),
+        }
+    }
+    let refused = refused.expect("the log has no bound");
+    assert!(refused.contains("transaction open"), "{refused}");
+    let log = || fs::metadata(folder::with_suffix(&file, "-wal")).unwrap().len();
+    let most = writer::wal_bytes(8 << 20) * 5 / 4;
+    for _ in 0..3 {
+        assert!(matches!(emit(&mut emitter, &batch(next, 200)), EmitOutcome::Retryable { .. }));
+    }
+    // What is there is delivered meanwhile.
+    let mut a = store.cursor("a").unwrap();
+    while !settle(&mut *a, 1_000).is_empty() {}
+    assert_eq!(store.line("a").stored.envelopes, 0);
+    assert!(log() <= most, "{}", log());
+    other.execute_batch("COMMIT").unwrap();
+    commit(&store, &batch(next, 200));
+    assert!(log() <= writer::wal_bytes(8 << 20));
+    assert_exact(&store, folder.path());
+}
+
+#[test]
+fn opening_the_file_anew_leaves_its_readers_their_locks() {
+    use std::os::unix::fs::MetadataExt;
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), &["a"]);
+    commit(&store, &batch(1, 10));
+    let inode = fs::metadata(folder.path().join("events.db")).unwrap().ino();
+    let is_locked = || {
+        let locks = fs::read_to_string("/proc/locks").unwrap();
+        locks.lines().any(|l| l.contains("POSIX") && l.contains(&format!(":{inode} ")))
+    };
+    let mut a = store.cursor("a").unwrap();
+    assert!(is_locked());
+    store.shared.note(&mut store.shared.lock(), Trouble::Later("the disk is full".to_owned()));
+    commit(&store, &batch(11, 10));
+    assert!(is_locked(), "another program could take the log away");
+    drop(a.read(1));
+}
+
+#[test]
+fn a_batch_that_comes_again_after_a_call_that_was_left_behind_is_not_kept_twice() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), NOBODY);
+    let (first, second) = (batch(1, 3), batch(4, 3));
+    commit(&store, &first);
+    commit(&store, &first.clone());
+    commit(&store, &second);
+    assert_eq!(kept(folder.path()), (1..=6).collect::<Vec<_>>());
     assert_exact(&store, folder.path());
 }

@@ -13,9 +13,12 @@ use vahti_runtime::event::{
 
 use super::books::{Books, Contradiction, Gone, Passed, priority_of, signed, unsigned};
 use super::schema::Found;
-use super::{StoreConfig, StoreError, schema};
+use super::{StoreConfig, StoreError, folder, schema};
 
 const PAGE_BYTES: u64 = 4096;
+/// How long readers are waited for that keep the write-ahead log from being
+/// begun anew. Ours take milliseconds.
+const LOG_PATIENCE: Duration = Duration::from_millis(250);
 /// The ledger is written with a commit, but not more often than this.
 const LEDGER_INTERVAL_NS: u64 = 100_000_000;
 /// How many refused events are remembered by name.
@@ -54,6 +57,7 @@ pub(super) struct Writer {
     pub(super) connection: Connection,
     pub(super) file: PathBuf,
     synchronous: &'static str,
+    busy: Duration,
     pub(super) books: Books,
     max_bytes: u64,
     max_age_ns: u64,
@@ -109,6 +113,15 @@ impl From<rusqlite::Error> for Trouble {
     }
 }
 
+/// What the lock says of the agent before this one.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Before {
+    /// When it was last seen alive.
+    pub(super) alive_ns: u64,
+    /// It did not strike itself out, as one does that ends as it should.
+    pub(super) left_the_lock: bool,
+}
+
 /// What a file was like when it was opened.
 pub(super) enum Opened {
     Ready(Box<Writer>),
@@ -153,6 +166,7 @@ impl Writer {
             connection,
             file: file.to_owned(),
             synchronous: medium.synchronous,
+            busy: medium.busy,
             books,
             max_bytes: config.max_bytes.0,
             max_age_ns: u64::try_from(config.max_age.0.as_nanos()).unwrap_or(u64::MAX),
@@ -165,17 +179,20 @@ impl Writer {
     /// Notes that an agent runs. At its start it is told when the one before
     /// was last alive, and finds out since when none was, if that one did not
     /// end as it should.
-    pub(super) fn begin(&mut self, last_alive_ns: Option<u64>) -> Result<Option<u64>, Trouble> {
+    pub(super) fn begin(&mut self, before: Option<Before>) -> Result<Option<u64>, Trouble> {
         let now = ClockPair::now().wall_ns;
-        let (running, alive, gap) =
-            self.connection.query_row("SELECT running, alive, gap_from FROM agent", [], |row| {
-                Ok((row.get::<_, bool>(0)?, unsigned(row, 1)?, row.get::<_, Option<i64>>(2)?))
-            })?;
+        let sql = "SELECT running, started, alive, gap_from FROM agent";
+        let (running, started, alive, gap) = self.connection.query_row(sql, [], |row| {
+            let gap: Option<i64> = row.get(3)?;
+            Ok((row.get::<_, bool>(0)?, unsigned(row, 1)?, unsigned(row, 2)?, gap))
+        })?;
+        // A file in which no agent ever ran: the one before may have had another.
+        let is_fresh = started == 0;
         // One that was never told goes on.
         let untold = gap.and_then(|gap| u64::try_from(gap).ok());
-        let unclean = last_alive_ns.filter(|_| running);
+        let unclean = before.filter(|it| running || (is_fresh && it.left_the_lock));
         // The clock may have been set back since; no gap has a negative length.
-        let gap_from = untold.or(unclean.map(|seen| alive.max(seen).min(now)));
+        let gap_from = untold.or(unclean.map(|it| alive.max(it.alive_ns).min(now)));
         let mut books = self.books.clone();
         books.gap_from_ns = books.gap_from_ns.or(gap_from);
         books.mark_changed();
@@ -190,6 +207,35 @@ impl Writer {
         transaction.commit()?;
         self.books = books;
         Ok(gap_from)
+    }
+
+    /// Has the write-ahead log begin anew where it is beyond its share, which
+    /// only a reader can bring about: what it may still look at can't be
+    /// overwritten. Settling goes on meanwhile, as all that can be settled is
+    /// bounded by what is there.
+    ///
+    /// # Errors
+    /// A reader's transaction is still open; who it may be.
+    pub(super) fn bound_log(&mut self) -> Result<(), Trouble> {
+        let share = wal_bytes(self.max_bytes);
+        let log = folder::with_suffix(&self.file, "-wal");
+        if std::fs::metadata(&log).map_or(0, |meta| meta.len()) <= share {
+            return Ok(());
+        }
+        self.connection.busy_timeout(LOG_PATIENCE)?;
+        let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
+        let held = self.connection.query_row(sql, [], |row| row.get::<_, bool>(0));
+        self.connection.busy_timeout(self.busy)?;
+        if !held? {
+            return Ok(());
+        }
+        let readers = folder::readers(&self.file);
+        let readers = if readers.is_empty() { String::new() } else { format!(" ({readers})") };
+        Err(Trouble::Later(format!(
+            "the write-ahead log is beyond its {} MiB, as another process{readers} has kept a \
+             transaction open: end that one",
+            share >> 20
+        )))
     }
 
     /// Writes events and what comes with them, durably. Nothing of it happened
@@ -265,7 +311,13 @@ impl Writer {
         write_ledger(&transaction, now, ledger)?;
         transaction.execute("UPDATE agent SET running = 0, alive = ?1", [signed(now)])?;
         transaction.commit()?;
-        // The log is emptied by the last one who closes; not if others read.
+        // So that the file alone is all there is. Not where somebody reads: the
+        // log is emptied by whoever is the last to close it then.
+        self.connection.busy_timeout(Duration::ZERO)?;
+        let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
+        if self.connection.query_row(sql, [], |row| row.get::<_, bool>(0)).unwrap_or(true) {
+            tracing::debug!("somebody reads the store; its log stays");
+        }
         Ok(())
     }
 

@@ -69,6 +69,11 @@ impl Sender {
                     size = part.len().div_ceil(2);
                     continue;
                 }
+                // What is durable is refused for itself, and not for its company.
+                EmitOutcome::Rejected { .. } if part.len() > 1 && self.shared.log.is_some() => {
+                    size = part.len().div_ceil(2);
+                    continue;
+                }
                 outcome => parts.add(outcome, part.len()),
             }
             panicked |= panic;
