@@ -44,6 +44,9 @@ pub struct EmitterConfig {
     /// its thread a quarter longer is left behind, and a fresh emitter goes on
     /// (see [`EmitterHandle::supervise`]).
     pub emit_timeout: Duration,
+    /// How many bytes of events it is handed at once, at most; one event at
+    /// least. Of a durable emitter its log decides.
+    pub max_batch_bytes: usize,
 }
 
 impl Default for EmitterConfig {
@@ -53,6 +56,7 @@ impl Default for EmitterConfig {
             max_retries: backpressure.max_retries,
             drain_interval: backpressure.drain_interval.0,
             emit_timeout: Duration::from_secs(30),
+            max_batch_bytes: 4 << 20,
         }
     }
 }
@@ -197,7 +201,7 @@ impl EmitterHandle {
     ) -> Arc<Lane> {
         let config = QueueConfig {
             capacity: backpressure.queue_size,
-            max_bytes: backpressure.max_bytes.as_usize(),
+            max_bytes: backpressure.max_bytes().as_usize(),
             policy: backpressure.drop_policy,
         };
         let lane = Arc::new(Lane::new(observer, &self.shared.name, config, Arc::clone(pool)));

@@ -12,6 +12,22 @@ use crate::pool::EventPool;
 use crate::queue::{QueueConfig, QueueCore, QueueDrop};
 use crate::sync::{Mutex, lock};
 
+/// What waits of one event: the event with its count, so that accounting for
+/// it does not touch it.
+type Slot = (StdArc<Event>, u64);
+
+/// What an event that waits takes beside itself: the counts of its `Arc`, what
+/// the allocator keeps of a block, and its slot in the queue with its bytes,
+/// twice, as queues grow by doubling.
+const BESIDE_AN_EVENT: usize =
+    2 * size_of::<usize>() + 16 + 2 * (size_of::<Slot>() + size_of::<usize>());
+
+/// What an event that waits takes of a lane's bytes.
+#[inline]
+pub(crate) fn bytes_of(event: &Event) -> usize {
+    event.size_bytes() + BESIDE_AN_EVENT
+}
+
 /// The queue between one observer and one emitter.
 #[derive(Debug)]
 pub(crate) struct Lane {
@@ -26,8 +42,7 @@ pub(crate) struct Lane {
 
 #[derive(Debug)]
 struct Inner {
-    /// Each event with its count, so that accounting for it does not touch it.
-    queue: QueueCore<(StdArc<Event>, u64)>,
+    queue: QueueCore<Slot>,
     counts: LaneCounts,
     state: State,
     /// Goes up when what is in flight is given up, so that the worker's late
@@ -49,6 +64,13 @@ pub(crate) struct Settlement {
     pub(crate) delivered: [Tally; 2],
     pub(crate) rejected: [Tally; 2],
     pub(crate) dropped: [Tally; 2],
+}
+
+/// What may still be taken.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    pub(crate) items: usize,
+    pub(crate) bytes: usize,
 }
 
 /// How full a lane is.
@@ -97,7 +119,7 @@ impl Lane {
                 given_up.push(event);
                 continue;
             }
-            let (bytes, count) = (event.size_bytes(), event.count);
+            let (bytes, count) = (bytes_of(&event), event.count);
             let mut give_up = |(victim, count), priority, why: QueueDrop| {
                 counts.queued -= Tally::one(count);
                 counts.drop_one(why.into(), priority, count);
@@ -113,24 +135,30 @@ impl Lane {
         }
     }
 
-    /// Takes up to `limit` events of one priority; they are in flight then.
-    /// Returns the epoch to settle them with.
+    /// Takes events of one priority, as many as `room` has; they are in flight
+    /// then. One at least where `into` is empty, whatever its size. Returns the
+    /// epoch to settle them with, and their bytes.
     pub(crate) fn take(
         &self,
         priority: Priority,
-        limit: usize,
+        room: Room,
         into: &mut Vec<StdArc<Event>>,
-    ) -> u64 {
+    ) -> (u64, usize) {
         let mut inner = lock(&self.inner);
         let mut taken = Tally::default();
-        for _ in 0..limit {
-            let Some((event, count)) = inner.queue.pop(priority) else { break };
+        let mut taken_bytes = 0;
+        for _ in 0..room.items {
+            let left = if into.is_empty() { usize::MAX } else { room.bytes - taken_bytes };
+            let Some(((event, count), bytes)) = inner.queue.pop_within(priority, left) else {
+                break;
+            };
             taken += Tally::one(count);
+            taken_bytes = (taken_bytes + bytes).min(room.bytes);
             into.push(event);
         }
         inner.counts.queued -= taken;
         inner.counts.in_flight[priority as usize] += taken;
-        inner.epoch
+        (inner.epoch, taken_bytes)
     }
 
     /// Whether an event waits.

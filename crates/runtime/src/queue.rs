@@ -170,6 +170,14 @@ impl<T> List<T> {
             List::Random(list) => list.pop_front(),
         }
     }
+
+    #[inline]
+    fn front_bytes(&self) -> Option<usize> {
+        match self {
+            List::Line(line) => line.front().map(|(_, bytes)| *bytes),
+            List::Random(list) => list.front_bytes(),
+        }
+    }
 }
 
 /// How much memory to ask for: twice what there is, on the way to the capacity
@@ -317,10 +325,21 @@ impl<T> QueueCore<T> {
     /// Takes the oldest item of one priority.
     #[inline]
     pub(crate) fn pop(&mut self, priority: Priority) -> Option<T> {
-        let (item, bytes) = self.lists[priority as usize].pop_front()?;
+        self.pop_within(priority, usize::MAX).map(|(item, _)| item)
+    }
+
+    /// Takes the oldest item of one priority, and its bytes, if those are no
+    /// more than this.
+    #[inline]
+    pub(crate) fn pop_within(&mut self, priority: Priority, room: usize) -> Option<(T, usize)> {
+        let list = &mut self.lists[priority as usize];
+        if list.front_bytes()? > room {
+            return None;
+        }
+        let (item, bytes) = list.pop_front()?;
         self.bytes[priority as usize] -= bytes;
         self.len -= 1;
-        Some(item)
+        Some((item, bytes))
     }
 }
 
