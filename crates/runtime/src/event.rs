@@ -266,7 +266,8 @@ fn owned_len(text: &std::borrow::Cow<'static, str>) -> usize {
 fn custom_size(custom: &Custom) -> usize {
     let attributes = &custom.attributes;
     let list = attributes.capacity() * size_of::<(std::borrow::Cow<'static, str>, Value)>();
-    let owned: usize = attributes.iter().map(|(key, value)| owned_len(key) + value_size(value)).sum();
+    let owned: usize =
+        attributes.iter().map(|(key, value)| owned_len(key) + value_size(value)).sum();
     size_of::<Custom>() + BLOCK + owned_len(&custom.schema) + list + BLOCK + owned
 }
 

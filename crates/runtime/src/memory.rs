@@ -4,7 +4,6 @@
 use crate::causality::CausalityTracker;
 use crate::event::Event;
 use crate::fold::Folder;
-use crate::metrics::Registry;
 use crate::observer::{BATCH_BYTES, BATCH_RECORDS};
 use crate::pipeline::SPARE;
 use crate::pool;
@@ -30,11 +29,19 @@ pub struct CacheLimits {
     pub fold_keys: usize,
     /// How many bytes their summaries may take.
     pub fold_bytes: usize,
+    /// How many bytes all metrics' series may take; what comes beyond is counted
+    /// under `_other`.
+    pub metrics_bytes: usize,
 }
 
 impl Default for CacheLimits {
     fn default() -> Self {
-        CacheLimits { entities: 4_096, fold_keys: 4_096, fold_bytes: 2_500 << 10 }
+        CacheLimits {
+            entities: 4_096,
+            fold_keys: 4_096,
+            fold_bytes: 2_500 << 10,
+            metrics_bytes: 512 << 10,
+        }
     }
 }
 
@@ -61,7 +68,7 @@ impl CacheLimits {
             Part { used_for: "spare events", bytes: (2 * SPARE + pool::KEPT) * event },
             Part { used_for: "causes", bytes: CausalityTracker::size_bytes(self.entities) },
             Part { used_for: "storms", bytes: Folder::size_bytes(self) },
-            Part { used_for: "metrics", bytes: Registry::MAX_BYTES },
+            Part { used_for: "metrics", bytes: self.metrics_bytes },
         ]
     }
 }

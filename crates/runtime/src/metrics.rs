@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 
 use crate::config::MetricsConfig;
-use crate::memory::BLOCK;
+use crate::memory::{BLOCK, CacheLimits};
 
 /// The value of every label of the series that takes what is over the cap.
 pub const OTHER: &str = "_other";
@@ -84,6 +84,9 @@ pub struct Registry {
     enabled: bool,
     allowed: Vec<String>,
     max_series: usize,
+    /// What all series may take; those that take what is over the caps, one a
+    /// metric, stand beside it.
+    max_bytes: usize,
     metrics: Mutex<Metrics>,
     overflow: AtomicU64,
 }
@@ -109,10 +112,6 @@ pub struct Sample {
 }
 
 impl Registry {
-    /// What all series take at the most; those that take what is over the caps,
-    /// one a metric, stand beside it.
-    pub(crate) const MAX_BYTES: usize = 512 << 10;
-
     /// An empty registry.
     #[must_use]
     pub fn new(config: &MetricsConfig) -> Self {
@@ -120,9 +119,15 @@ impl Registry {
             enabled: config.enabled,
             allowed: config.allowed_labels.clone(),
             max_series: config.max_series.max(1),
+            max_bytes: CacheLimits::default().metrics_bytes,
             metrics: Mutex::default(),
             overflow: AtomicU64::new(0),
         }
+    }
+
+    /// The same with this many bytes of series.
+    pub(crate) fn within(self, max_bytes: usize) -> Self {
+        Registry { max_bytes, ..self }
     }
 
     /// The series of these labels: the allowed ones of them.
@@ -144,7 +149,7 @@ impl Registry {
         let (known, more) = (metric.series.len(), size_of_series(&labels));
         let labels = if metric.series.contains_key(&labels) {
             labels
-        } else if known < self.max_series && *bytes + more <= Self::MAX_BYTES {
+        } else if known < self.max_series && *bytes + more <= self.max_bytes {
             *bytes += more;
             labels
         } else {
@@ -224,14 +229,14 @@ mod tests {
             max_series: 100_000,
             ..MetricsConfig::default()
         };
-        let registry = Registry::new(&config);
+        let registry = Registry::new(&config).within(512 << 10);
         for n in 0..200 {
             let pod = format!("{n}{}", "x".repeat(10_000));
             registry.series("m", MetricKind::Counter, &[("pod", pod.as_str())]).add(1);
         }
         let samples: Vec<_> = registry.snapshot().into_iter().filter(|s| s.name == "m").collect();
         let kept: usize = samples.iter().map(|s| s.labels[0].1.len()).sum();
-        assert!((400_000..=Registry::MAX_BYTES).contains(&kept), "{kept}");
+        assert!((400_000..=512 << 10).contains(&kept), "{kept}");
         assert_eq!(samples.iter().map(|s| s.value).sum::<i64>(), 200);
     }
 

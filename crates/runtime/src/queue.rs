@@ -436,6 +436,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_too_large_for_the_room_stays_in_front() {
+        for policy in [DropPolicy::Oldest, DropPolicy::Random] {
+            let mut core = QueueCore::new(QueueConfig { capacity: 9, max_bytes: 100, policy });
+            core.push(1, Normal, 30, &mut |_, _, _| {});
+            core.push(2, Normal, 10, &mut |_, _, _| {});
+            assert_eq!(core.pop_within(Normal, 29), None, "{policy:?}");
+            assert_eq!(core.pop_within(Normal, 30), Some((1, 30)), "{policy:?}");
+            assert_eq!((core.len(), core.bytes()), (1, 10), "{policy:?}");
+            assert_eq!(core.pop_within(Critical, 30), None, "{policy:?}");
+        }
+    }
+
+    #[test]
     fn places_are_used_again() {
         let queue = queue(1_000, 1 << 20, DropPolicy::Random);
         for round in 0..10u32 {

@@ -13,7 +13,7 @@ use vahti_runtime::ledger::{LaneLine, Tally};
 
 use super::books::{Passed, signed, unsigned};
 use super::writer::Trouble;
-use super::{Shared, Store};
+use super::{CURSOR_CACHE_KIB, Shared, Store};
 
 impl DurableLog for Store {
     fn cursor(&self, emitter: &str) -> Result<Box<dyn DurableCursor>, LogError> {
@@ -56,6 +56,14 @@ struct Read {
     /// `None` once it is settled.
     event: Option<Arc<Event>>,
     rejected: bool,
+    /// What it takes in memory until it is settled.
+    bytes: usize,
+}
+
+/// What was read of an event that is still open takes: the event, beside it the
+/// entry itself and its id.
+fn bytes_of(event: &Event) -> usize {
+    event.size_bytes() + 2 * size_of::<Read>() + 64
 }
 
 struct Cursor {
@@ -85,7 +93,9 @@ impl Cursor {
         let connection = Connection::open_with_flags(&file, flags).map_err(|e| e.to_string())?;
         connection
             .busy_timeout(std::time::Duration::from_secs(2))
-            .and_then(|()| connection.execute_batch("PRAGMA cache_size = -512"))
+            .and_then(|()| {
+                connection.pragma_update(None, "cache_size", -signed(CURSOR_CACHE_KIB as u64))
+            })
             .map_err(|e| e.to_string())?;
         Ok(Cursor {
             shared,
@@ -117,22 +127,34 @@ impl Cursor {
             }
             LogError(why)
         })?;
+        let (rows, all) = rows;
         // Where fewer came than were asked for, there are no more up to the end.
         self.looked_to[p] = match rows.last() {
-            Some(last) if rows.len() >= limit => last.seq,
+            Some(last) if !all || rows.len() >= limit => last.seq,
+            None if !all => from,
             _ => end,
         };
         self.windows[p].extend(rows);
         Ok(())
     }
 
+    /// Up to `limit` of them, as many as there is room for; whether that is all.
     fn rows(
         &self,
         priority: Priority,
         from: u64,
         end: u64,
         limit: usize,
-    ) -> rusqlite::Result<Vec<Read>> {
+    ) -> rusqlite::Result<(Vec<Read>, bool)> {
+        // Half of the window is for each priority, so that neither keeps the
+        // other out.
+        let window = &self.windows[priority as usize];
+        let open = window.iter().filter(|read| read.event.is_some());
+        let mut bytes: usize = open.map(|read| read.bytes).sum();
+        let max_bytes = self.shared.config.memory.window_bytes / 2;
+        if bytes >= max_bytes {
+            return Ok((Vec::new(), false));
+        }
         let mut statement = self.connection.prepare_cached(
             "SELECT seq, id, count, event FROM events
              WHERE priority = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4",
@@ -148,15 +170,22 @@ impl Cursor {
                 let (exporter, seq) = (&self.exporter, unsigned(row, 0)?);
                 tracing::warn!(%exporter, seq, %error, "an event can't be read back; set aside");
             }
+            let event = event.ok().map(Arc::new);
+            let its_bytes = event.as_deref().map_or(0, bytes_of);
+            bytes += its_bytes;
             read.push(Read {
                 seq: unsigned(row, 0)?,
                 id: row.get(1)?,
                 count: unsigned(row, 2)?,
-                rejected: event.is_err(),
-                event: event.ok().map(Arc::new),
+                rejected: event.is_none(),
+                event,
+                bytes: its_bytes,
             });
+            if bytes >= max_bytes {
+                return Ok((read, false));
+            }
         }
-        Ok(read)
+        Ok((read, true))
     }
 
     /// Moves the cursor past what is settled at the windows' beginnings.

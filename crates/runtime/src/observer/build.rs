@@ -233,7 +233,7 @@ impl ObserverRuntimeBuilder {
             lanes,
             pool,
             counts: ObserverCounts::default(),
-            metrics: Registry::new(&config.metrics),
+            metrics: Registry::new(&config.metrics).within(self.caches.metrics_bytes),
             kinds: Mutex::default(),
         };
         let health = Arc::new(HealthChecker::new(config.health.clone(), &name));
