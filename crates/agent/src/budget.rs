@@ -173,9 +173,13 @@ impl Limits {
         let batches: u64 = emitters.iter().map(batches).sum();
         let batch = (budget / 16 / batches.max(1)).clamp(32 * KIB, most) & !(KIB - 1);
         let batch_bytes = usize::try_from(batch).unwrap_or(usize::MAX);
+        // As much is for what durable ones are owed next.
+        let durable = emitters.iter().filter(|emitter| emitter.durable).count() as u64;
+        let window = (budget / 16 / durable.max(1)).clamp(128 * KIB, scaled(MIB) as u64);
+        let window_bytes = usize::try_from(window).unwrap_or(usize::MAX);
         Limits {
             caches,
-            store: StoreMemory { cache_bytes: scaled(4 * MIB), window_bytes: scaled(MIB) },
+            store: StoreMemory { cache_bytes: scaled(4 * MIB), window_bytes },
             store_batch_bytes: scaled(3 * MIB),
             batch_bytes,
             lines_bytes: batch_bytes / 2,

@@ -155,7 +155,8 @@ mod tests {
     #[test]
     fn as_many_are_rendered_as_there_is_room_for_and_one_at_least() {
         use vahti_runtime::event::{OOM_KILL, Severity};
-        let batch = vec![Arc::new(Event::new(&OOM_KILL, Severity::Error)); 5];
+        let event = || Arc::new(Event::new(&OOM_KILL, Severity::Error));
+        let batch: Vec<_> = std::iter::repeat_with(event).take(5).collect();
         let five_bytes = |_: &Event, out: &mut Vec<u8>| out.extend_from_slice(b"line\n");
         for (max_bytes, rendered) in [(1, 1), (5, 1), (9, 1), (10, 2), (99, 5)] {
             let mut lines = Lines::new(max_bytes);

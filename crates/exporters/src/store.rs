@@ -85,7 +85,7 @@ impl Default for StoreMemory {
 
 impl StoreMemory {
     /// What one that reads for an exporter takes beside its events.
-    pub const CURSOR_BYTES: usize = (CURSOR_CACHE_KIB << 10) + CONNECTION_BYTES;
+    pub const CURSOR_BYTES: usize = (CURSOR_CACHE_KIB << 10) + CONNECTION_BYTES + SETTLED_BYTES;
 
     /// What one that writes takes beside its pages: its connection, the list of
     /// rows that leave at once, and the index of the write-ahead log.
@@ -93,7 +93,11 @@ impl StoreMemory {
 }
 
 /// Pages that are kept by one that reads for an exporter.
-const CURSOR_CACHE_KIB: usize = 512;
+const CURSOR_CACHE_KIB: usize = 256;
+
+/// What is remembered of events that are settled while one before them is not:
+/// of four batches of 512, of each priority.
+const SETTLED_BYTES: usize = 2 * 4 * 512 * 128;
 
 /// A connection with its schema, and its statements: some 130 KiB were seen.
 const CONNECTION_BYTES: usize = 256 << 10;

@@ -21,7 +21,6 @@ use crate::config::BackpressureConfig;
 use crate::doorbell::Doorbell;
 use crate::durable::DurableLog;
 use crate::emitter::EventEmitter;
-use crate::event::Priority;
 use crate::lane::Lane;
 use crate::ledger::LaneLine;
 use crate::panic::{Panicked, contain};
@@ -318,8 +317,22 @@ impl Shared {
     }
 
     fn waiting(&self) -> usize {
-        let lanes = self.lock_lanes();
-        lanes.iter().map(|l| Priority::ALL.map(|p| l.waiting(p)).iter().sum::<usize>()).sum()
+        self.lock_lanes().iter().map(|lane| lane.waiting().0.items).sum()
+    }
+
+    /// Whether there is enough for a batch that is worth its price, or more than
+    /// lanes should be kept waiting with.
+    fn has_enough(&self) -> bool {
+        let (mut items, mut bytes) = (0, 0);
+        for lane in self.lock_lanes().iter() {
+            let (fill, half_full) = lane.waiting();
+            if half_full {
+                return true;
+            }
+            items += fill.items;
+            bytes += fill.bytes;
+        }
+        items >= self.parts.min_batch || bytes >= self.parts.config.max_batch_bytes
     }
 }
 

@@ -166,9 +166,11 @@ impl Lane {
         lock(&self.inner).queue.len() > 0
     }
 
-    /// How many events of one priority wait.
-    pub(crate) fn waiting(&self, priority: Priority) -> usize {
-        lock(&self.inner).queue.len_of(priority)
+    /// How much waits, and whether that is half of what may.
+    pub(crate) fn waiting(&self) -> (Fill, bool) {
+        let inner = lock(&self.inner);
+        let fill = Fill { items: inner.queue.len(), bytes: inner.queue.bytes() };
+        (fill, inner.queue.is_half_full())
     }
 
     /// Accounts for events that were taken, unless they were given up since.
@@ -273,5 +275,56 @@ impl Inner {
         self.state == State::Closed
             && self.queue.len() == 0
             && self.counts.in_flight == <[Tally; 2]>::default()
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+    use crate::config::DropPolicy;
+    use crate::event::{CONNECTION_REFUSED, ErrorInfo, Severity};
+
+    fn event(message_len: usize) -> StdArc<Event> {
+        let mut event = Event::new(&CONNECTION_REFUSED, Severity::Error);
+        let message = "x".repeat(message_len).into();
+        event.error = Some(ErrorInfo { code: "E".into(), message, cause: None });
+        StdArc::new(event)
+    }
+
+    #[test]
+    fn what_is_taken_at_once_fits_the_room_and_one_event_is_always_taken() {
+        let policy = DropPolicy::Oldest;
+        let config = QueueConfig { capacity: 10, max_bytes: 1 << 20, policy };
+        let lane = Lane::new("o", "e", config, StdArc::default());
+        let small = bytes_of(&event(100));
+        lane.push([100, 100, 100, 50_000, 100].map(event).into_iter(), &mut Vec::new());
+        let mut taken = Vec::new();
+        let mut take = |bytes| {
+            taken.clear();
+            let room = Room { items: 10, bytes };
+            let (_, bytes) = lane.take(Priority::Normal, room, &mut taken);
+            (taken.len(), bytes)
+        };
+        assert_eq!(take(2 * small), (2, 2 * small));
+        assert_eq!(take(49_000), (1, small), "the large one does not fit behind the small one");
+        assert_eq!(take(49_000), (1, 49_000), "alone it goes, and fills the room");
+        assert_eq!(take(49_000), (1, small));
+        assert_eq!(take(49_000), (0, 0));
+        assert_eq!(lane.line().in_flight.envelopes, 5);
+    }
+
+    #[test]
+    fn half_full_is_by_items_or_by_bytes() {
+        let policy = DropPolicy::Oldest;
+        let bytes = bytes_of(&event(100));
+        for (capacity, max_bytes, half) in [(4, 1 << 20, 2), (100, 6 * bytes, 3)] {
+            let lane =
+                Lane::new("o", "e", QueueConfig { capacity, max_bytes, policy }, StdArc::default());
+            for n in 1..=half {
+                assert!(!lane.waiting().1, "{n} of {half}");
+                lane.push([event(100)].into_iter(), &mut Vec::new());
+            }
+            assert!(lane.waiting().1);
+        }
     }
 }

@@ -225,6 +225,11 @@ impl<T> QueueCore<T> {
         self.bytes[0] + self.bytes[1]
     }
 
+    /// Whether half of what may wait does.
+    pub(crate) fn is_half_full(&self) -> bool {
+        self.len >= self.capacity.div_ceil(2) || self.bytes() >= self.max_bytes.div_ceil(2)
+    }
+
     /// Puts an item in. What is displaced goes to `give_up`; an item that is
     /// refused comes back.
     #[inline]

@@ -134,13 +134,11 @@ impl Worker {
     /// `drain_interval` at the longest.
     async fn gather_with_patience(&mut self) {
         let patient = self.shared.parts.min_batch > 1 && !*self.shared.ending.borrow();
-        let waiting = if patient { self.shared.waiting() } else { 0 };
-        if waiting > 0 && waiting < self.shared.parts.min_batch {
+        if patient && self.shared.has_work() && !self.shared.has_enough() {
             let until = tokio::time::Instant::now() + self.shared.parts.config.drain_interval;
             let shared = Arc::clone(&self.shared);
-            let enough = self.shared.parts.min_batch;
             let full = async {
-                while shared.waiting() < enough && !*shared.ending.borrow() {
+                while !shared.has_enough() && !*shared.ending.borrow() {
                     let before = shared.waiting();
                     shared.bell.wait(|| shared.waiting() != before).await;
                 }
