@@ -34,7 +34,7 @@ const MIB: u64 = 1 << 20;
 const PROGRAM: u64 = 4 * MIB;
 
 /// A thread's stack as far as it is used, and its event loop.
-const THREAD: u64 = 128 * KIB;
+const THREAD: u64 = 96 * KIB;
 
 /// The least that a lane is of use with: some 400 events.
 const LEAST_LANE: u64 = 256 * KIB;

@@ -266,6 +266,8 @@ impl DurableCursor for Cursor {
                     read.rejected = true;
                     reasons.push((read.seq, read.id.clone(), reason.clone()));
                 }
+                // Nobody asks for it again; there may be many that wait.
+                read.id = String::new();
             }
         }
         self.note_in_flight(&[]);
