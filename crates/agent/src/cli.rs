@@ -45,15 +45,7 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Tells what can be seen on this node, how, and what is in the way.
     #[command(after_help = DOCTOR_EXAMPLES)]
-    Doctor {
-        /// Prints JSON.
-        #[arg(long)]
-        json: bool,
-        /// The socket of an agent that runs beside it, and that can't be found
-        /// by itself: it is told which faults are made on purpose.
-        #[arg(long, value_name = "PATH")]
-        socket: Option<PathBuf>,
-    },
+    Doctor(DoctorArgs),
     /// Makes harmless faults on this node and shows them being found.
     #[command(after_help = DEMO_EXAMPLES)]
     Demo {
@@ -232,6 +224,21 @@ pub(crate) struct EventsArgs {
     /// The store's folder; /var/lib/vahti if not given.
     #[arg(long, value_name = "PATH")]
     pub(crate) store: Option<PathBuf>,
+}
+
+/// The arguments of `vahti doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Prints JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The configuration whose division of memory is told.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// The socket of an agent that runs beside it, and that can't be found
+    /// by itself: it is told which faults are made on purpose.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
 }
 
 /// A severity's word.

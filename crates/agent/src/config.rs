@@ -26,6 +26,8 @@ use vahti_runtime::config::bounds::{Bounded, Checked, TextBound, describe};
 use vahti_runtime::event::EventKind;
 use vahti_runtime::units::{ByteSize, HumanDuration};
 
+use crate::budget::{self, Division};
+
 /// Everything that can be set about vahti. A value on the command line goes
 /// before one in this file, this file before the environment (VAHTI_NODE_NAME,
 /// VAHTI_LOG, VAHTI_OBSERVERS, VAHTI_EMIT), the environment before the
@@ -340,7 +342,7 @@ impl StoreSettings {
 
     /// What the store is told, in this folder.
     pub(crate) fn to_store(&self, path: PathBuf) -> StoreConfig {
-        StoreConfig { path, max_bytes: self.max_bytes, max_age: self.max_age }
+        StoreConfig { max_bytes: self.max_bytes, max_age: self.max_age, ..StoreConfig::at(path) }
     }
 }
 
@@ -362,11 +364,15 @@ pub(crate) struct Limits {
     /// How long a shutdown waits for what was accepted to be delivered: 0s to
     /// 10m. What is left then is counted as dropped.
     pub(crate) drain_deadline: HumanDuration,
+    /// How much memory it may take: 16MiB to 64GiB, for queues, caches, the
+    /// store and what programs keep in the kernel. Divided at the start, as
+    /// `vahti doctor` shows; refused where it is not enough.
+    pub(crate) memory: ByteSize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { drain_deadline: HumanDuration(Duration::from_secs(5)) }
+        Limits { drain_deadline: HumanDuration(Duration::from_secs(5)), memory: budget::DEFAULT }
     }
 }
 
@@ -454,6 +460,12 @@ impl Bounded for Config {
         }
         checked.inside("store", &self.store);
         checked.inside("limits", &self.limits);
+        // What is out of a bound of its own was told already.
+        if checked.wrong.is_empty()
+            && let Err(unmet) = Division::of(self)
+        {
+            checked.wrong.push(unmet.field());
+        }
     }
 }
 
@@ -577,6 +589,7 @@ impl Bounded for Limits {
 
     fn check(&self, checked: &mut Checked) {
         checked.duration("drain_deadline", self.drain_deadline, 0, 600_000);
+        checked.size("memory", self.memory, 16 << 20, 64 << 30);
     }
 }
 

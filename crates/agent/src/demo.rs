@@ -19,6 +19,7 @@ use vahti_runtime::clock::ClockPair;
 use vahti_runtime::delivery::{EmitterConfig, EmitterHandle};
 use vahti_runtime::emitter::{Emission, EmitOutcome, EventEmitter};
 use vahti_runtime::event::Event;
+use vahti_runtime::memory::CacheLimits;
 use vahti_runtime::shutdown;
 use vahti_runtime::supervisor::Supervisor;
 
@@ -124,8 +125,14 @@ impl Agent {
         for (name, source) in wiring::ALL.into_iter().zip(opened) {
             let source = source.map_err(|error| wiring::refusal(&error))?;
             probes.push(source.probes());
-            supervisor =
-                supervisor.observer(wiring::build(name, &config, hierarchy, source, &emitters)?);
+            supervisor = supervisor.observer(wiring::build(
+                name,
+                &config,
+                CacheLimits::default(),
+                hierarchy,
+                source,
+                &emitters,
+            )?);
         }
         let (stop, begun) = shutdown::channel();
         let runtime = tokio::runtime::Builder::new_current_thread()

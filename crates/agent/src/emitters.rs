@@ -6,11 +6,12 @@ use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use vahti_exporters::store::{COMMIT_WINDOW, Store};
+use vahti_exporters::store::{COMMIT_WINDOW, Store, StoreConfig};
 use vahti_exporters::{FileEmitter, NoneEmitter, StdoutEmitter};
 use vahti_runtime::delivery::EmitterHandle;
 use vahti_runtime::emitter::EventEmitter;
 
+use crate::budget::Limits;
 use crate::config::{Config, EmitterConfig, EmitterType};
 use crate::output::Failed;
 use crate::store_path;
@@ -24,6 +25,7 @@ type Make = Box<dyn Fn() -> Box<dyn EventEmitter> + Send>;
 /// One can't be started; the message says which and why.
 pub(crate) fn start(
     config: &Config,
+    limits: &Limits,
     store: Option<&Store>,
     nobody_reads: impl Fn() + Send + Sync + 'static,
 ) -> Result<Vec<EmitterHandle>, Failed> {
@@ -40,6 +42,7 @@ pub(crate) fn start(
         let served = vahti_runtime::delivery::EmitterConfig {
             max_retries: u32::MAX,
             drain_interval: COMMIT_WINDOW,
+            max_batch_bytes: limits.store_batch_bytes,
             ..Default::default()
         };
         EmitterHandle::start(move || Box::new(emitter.emitter()), served)
@@ -49,8 +52,9 @@ pub(crate) fn start(
         let failed = |why: String| {
             Failed::failure(format!("emitter {} can't be started: {why}", emitter.name()))
         };
-        let make = factory(emitter, &nobody_reads).map_err(failed)?;
-        let served = served(emitter, config);
+        let make = factory(emitter, limits.lines_bytes, &nobody_reads).map_err(failed)?;
+        let mut served = served(emitter, config);
+        served.max_batch_bytes = limits.batch_bytes;
         let started = match store.filter(|_| emitter.durable) {
             Some(store) => EmitterHandle::start_durable(make, served, Arc::new(store.clone())),
             None => EmitterHandle::start(make, served),
@@ -65,7 +69,7 @@ pub(crate) fn start(
 ///
 /// # Errors
 /// Another agent has it.
-pub(crate) fn open_store(config: &Config) -> Result<Option<Store>, Failed> {
+pub(crate) fn open_store(config: &Config, limits: &Limits) -> Result<Option<Store>, Failed> {
     if config.store.is_off() {
         return Ok(None);
     }
@@ -77,7 +81,8 @@ pub(crate) fn open_store(config: &Config) -> Result<Option<Store>, Failed> {
     let durable = durable.map(|emitter| emitter.name().to_owned()).collect();
     // As long as a restart may take.
     let patience = config.limits.drain_deadline.0 + Duration::from_secs(1);
-    Store::open(config.store.to_store(path), durable, patience)
+    let settings = StoreConfig { memory: limits.store, ..config.store.to_store(path) };
+    Store::open(settings, durable, patience)
         .map(Some)
         .map_err(|error| Failed::failure(error.to_string()))
 }
@@ -98,6 +103,7 @@ fn served(emitter: &EmitterConfig, config: &Config) -> vahti_runtime::delivery::
 /// Makes the emitter: now, where it may fail, and again after a panic.
 fn factory(
     emitter: &EmitterConfig,
+    lines_bytes: usize,
     nobody_reads: &Arc<impl Fn() + Send + Sync + 'static>,
 ) -> Result<Make, String> {
     let (name, critical) = (emitter.name().to_owned(), emitter.critical);
@@ -110,7 +116,8 @@ fn factory(
             Ok(Box::new(move || {
                 let tell = Arc::clone(&nobody_reads);
                 let stdout = StdoutEmitter::writing_to(Arc::clone(&output), &name, format);
-                Box::new(stdout.critical(critical).on_closed(move || tell()))
+                let stdout = stdout.lines_bytes(lines_bytes).critical(critical);
+                Box::new(stdout.on_closed(move || tell()))
             }))
         }
         EmitterType::File => {
@@ -120,7 +127,7 @@ fn factory(
             Ok(Box::new(move || {
                 let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
                 let file = first.unwrap_or_else(|| FileEmitter::deferred(&name, config.clone()));
-                Box::new(file.critical(critical).synced(durable))
+                Box::new(file.lines_bytes(lines_bytes).critical(critical).synced(durable))
             }))
         }
     }

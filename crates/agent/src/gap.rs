@@ -8,12 +8,15 @@ use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
 use vahti_runtime::clock::ClockPair;
+use vahti_runtime::config::Config as ObserverConfig;
 use vahti_runtime::delivery::EmitterHandle;
 use vahti_runtime::error::describe;
 use vahti_runtime::event::{AGENT_GAP, Event, EventData, Gap, Outcome, Severity};
+use vahti_runtime::memory::CacheLimits;
 use vahti_runtime::observer::ObserverRuntime;
 use vahti_runtime::processor::{EventProcessor, Output, ProcessError, RawRecord, RecordKind};
 use vahti_runtime::source::{Interrupt, ReadOutcome, RecordBatch, Source, SourceError};
+use vahti_runtime::units::ByteSize;
 
 use crate::config::Config;
 use crate::output::Failed;
@@ -45,7 +48,18 @@ impl GapObserver {
     ) -> Result<Self, Failed> {
         let signal = Arc::new(Signal::default());
         let source = GapSource { from_ns, signal: Arc::clone(&signal), told: false };
+        // It tells one event.
+        let mut settings = ObserverConfig::for_observer("agent");
+        settings.backpressure.max_bytes = Some(ByteSize(64 << 10));
+        let caches = CacheLimits {
+            entities: 16,
+            fold_keys: 16,
+            fold_bytes: 16 << 10,
+            metrics_bytes: 16 << 10,
+        };
         let mut builder = ObserverRuntime::builder(|| GapProcessor)
+            .config(settings)
+            .caches(caches)
             .source(source)
             .drain_deadline(config.limits.drain_deadline.0);
         if let Some(node) = &config.node_name {

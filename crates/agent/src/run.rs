@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use vahti_ebpf::rights;
 use vahti_exporters::store::Store;
 use vahti_runtime::delivery::{EmitterHandle, EmitterState};
@@ -13,6 +13,7 @@ use vahti_runtime::observer::ObserverRuntime;
 use vahti_runtime::shutdown::{self, Shutdown};
 use vahti_runtime::supervisor::{Report, Supervisor};
 
+use crate::budget::{Division, Resident};
 use crate::cli::RunArgs;
 use crate::config::Config;
 use crate::config::settings;
@@ -29,8 +30,12 @@ const ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// Watches this node until it is told to stop.
 pub(crate) fn run(args: &RunArgs) -> Outcome {
-    let config = settings::resolve(args.overrides(), |name| std::env::var_os(name))
+    let mut config = settings::resolve(args.overrides(), |name| std::env::var_os(name))
         .map_err(|invalid| Failed::usage(invalid.to_string()))?;
+    let division =
+        Division::of(&config).map_err(|unmet| Failed::usage(unmet.field().to_string()))?;
+    division.apply(&mut config);
+    let limits = division.limits;
     log::start(config.log);
     // Before any thread is started, so that all of them have them blocked.
     let signals = Signals::block().map_err(|e| system("block signals", &e))?;
@@ -41,9 +46,9 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     let nobody_reads = trigger.clone();
     // Before anything is made on the disk.
     rights::check().map_err(|error| wiring::refusal(&error))?;
-    let store = emitters::open_store(&config)?;
-    let emitters = emitters::start(&config, store.as_ref(), move || nobody_reads.begin())?;
-    let observers = wiring::observers(&config, &emitters, &makers)?;
+    let store = emitters::open_store(&config, &limits)?;
+    let emitters = emitters::start(&config, &limits, store.as_ref(), move || nobody_reads.begin())?;
+    let observers = wiring::observers(&config, &limits, &emitters, &makers)?;
     let gap = store.as_ref().and_then(Store::gap_from_ns);
     let gap = gap.map(|from_ns| GapObserver::new(from_ns, &config, &emitters)).transpose()?;
     let deadline = config.limits.drain_deadline.0;
@@ -56,7 +61,14 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
         let running = Arc::clone(&running);
         store.set_ledger(move || running.get().map_or_else(|| b"{}".to_vec(), Running::ledger));
     }
-    let running = running.get_or_init(|| Running { observers, emitters, enabled, gap, store });
+    let running = running.get_or_init(|| Running {
+        observers,
+        emitters,
+        enabled,
+        gap,
+        store,
+        division: Some(division),
+    });
     signals.watch(move || trigger.begin()).map_err(|e| system("watch signals", &e))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
@@ -93,6 +105,8 @@ struct Running {
     /// What tells of the time before the start, if nobody watched then.
     gap: Option<GapObserver>,
     store: Option<Store>,
+    /// Who may take how much memory.
+    division: Option<Division>,
 }
 
 impl Running {
@@ -101,7 +115,21 @@ impl Running {
         self.observers.iter().chain(gap).map(|observer| observer.ledger()).collect()
     }
 
+    /// The ledger, and who takes how much memory.
+    fn answer(&self) -> Vec<u8> {
+        let mut answer = self.accounts();
+        if let Some(division) = &self.division {
+            answer["memory"] = json!(division);
+            answer["memory"]["resident"] = json!(Resident::of_this_process());
+        }
+        answer.to_string().into_bytes()
+    }
+
     fn ledger(&self) -> Vec<u8> {
+        self.accounts().to_string().into_bytes()
+    }
+
+    fn accounts(&self) -> Value {
         let observers = self.ledgers();
         let emitters: Vec<_> = self.emitters.iter().map(emitter_state).collect();
         let mut ledger =
@@ -112,7 +140,7 @@ impl Running {
             let lanes: Vec<_> = lanes.chain(durable.flat_map(EmitterHandle::lane_lines)).collect();
             ledger["store"] = json!({"lanes": lanes, "set_aside": store.set_aside()});
         }
-        ledger.to_string().into_bytes()
+        ledger
     }
 
     /// In one line. Whatever is down by its policy is told, and is not stuck:
@@ -180,7 +208,7 @@ fn control(
         None if request == "ledger" => Some(Reply::Document(
             running
                 .get()
-                .map_or_else(|| br#"{"observers":[],"emitters":[]}"#.to_vec(), Running::ledger),
+                .map_or_else(|| br#"{"observers":[],"emitters":[]}"#.to_vec(), Running::answer),
         )),
         Some(("prove", tgid)) => Some(makers.answer(tgid, peer)),
         _ => None,
@@ -293,8 +321,14 @@ mod tests {
         observer.started().await;
         let enabled = vec!["network", "container"];
         let emitters = Vec::new();
-        let running =
-            Running { observers: vec![observer], emitters, enabled, gap: None, store: None };
+        let running = Running {
+            observers: vec![observer],
+            emitters,
+            enabled,
+            gap: None,
+            store: None,
+            division: None,
+        };
         let now = running.status();
         let well = "watching: network; can't run here: container; emitters: nothing";
         assert_eq!((now.text.as_str(), now.stuck), (well, None));

@@ -65,6 +65,33 @@ fn help_goes_to_stdout_fits_eighty_columns_and_has_examples() {
 }
 
 #[test]
+fn memory_that_is_not_enough_is_refused_with_every_users_demand() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vahti.yaml");
+    let with = |lane: &str| {
+        let text = format!(
+            "limits: {{memory: 32MiB}}\nobservers: {{network: {{backpressure: {{max_bytes: {lane}}}}}}}\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap()
+    };
+    let file = with("100MiB");
+    for arguments in [&["config", "check", file][..], &["run", "--config", file]] {
+        let output = output(arguments);
+        let told = stderr(&output);
+        assert_eq!(code(&output), 64, "{told}");
+        for part in [
+            "vahti.yaml:1:18: limits.memory is 32MiB, but must be ",
+            "program 4.0 MiB, network ",
+            "observers.network.backpressure.max_bytes than 100MiB, times ",
+        ] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+    }
+    assert_eq!(code(&output(&["config", "check", with("1MiB")])), 0);
+}
+
+#[test]
 fn wrong_usage_is_told_on_stderr_and_exits_64() {
     for (arguments, told) in [
         (&[][..], "requires a subcommand"),

@@ -283,6 +283,37 @@ fn stalled(drain_deadline: &str) -> Option<Agent> {
     Some(agent)
 }
 
+/// What the kernel says of the maps that a process has, each once.
+fn maps_bytes(pid: u32) -> u64 {
+    let infos = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
+    let maps: std::collections::BTreeMap<u64, u64> = infos
+        .filter_map(|info| {
+            let text = std::fs::read_to_string(info.ok()?.path()).ok()?;
+            let number = |key: &str| {
+                let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+                line.trim().parse::<u64>().ok()
+            };
+            Some((number("map_id:")?, number("memlock:")?))
+        })
+        .collect();
+    maps.values().sum()
+}
+
+#[test]
+fn what_is_said_of_maps_is_what_the_kernel_says() {
+    let Some(agent) = Agent::start(&[], Stdio::null()) else { return };
+    let memory = agent.ledger()["memory"].clone();
+    let parts = memory["parts"].as_array().unwrap();
+    let of_maps = parts.iter().filter(|part| part["used_for"] == "maps in the kernel");
+    let said: u64 = of_maps.map(|part| part["bytes"].as_u64().unwrap()).sum();
+    let told = maps_bytes(agent.child.id());
+    assert!(told > 1 << 20, "{told}");
+    // The loader adds one of its own now and then, for constants.
+    assert!(said >= told * 95 / 100 && said <= told * 110 / 100, "said {said}, told {told}");
+    let all: u64 = parts.iter().map(|part| part["bytes"].as_u64().unwrap()).sum();
+    assert!(all <= memory["budget_bytes"].as_u64().unwrap(), "{memory:#}");
+}
+
 #[test]
 fn a_second_agent_on_the_same_socket_is_refused_by_name() {
     let Some(agent) = Agent::start(&["--observers", "network"], Stdio::null()) else { return };

@@ -16,6 +16,7 @@ pub mod abi;
 pub mod cgroup;
 pub mod error;
 mod eventfd;
+mod footprint;
 pub mod kernel;
 mod kernel_btf;
 pub mod ledger;

@@ -63,7 +63,47 @@ pub struct StoreConfig {
     /// How long events are kept: 1m to 3660d.
     #[serde(default = "default_max_age")]
     pub max_age: HumanDuration,
+    /// What of it may be in memory.
+    #[serde(skip)]
+    pub memory: StoreMemory,
 }
+
+/// How much memory a store may take, beside the batch that it is handed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StoreMemory {
+    /// Pages of the file, for whoever writes.
+    pub cache_bytes: usize,
+    /// Events that an exporter is owed and that were read, for each exporter; as
+    /// many bytes of their rows are looked at, and one event of each priority at
+    /// least.
+    pub window_bytes: usize,
+}
+
+impl Default for StoreMemory {
+    fn default() -> Self {
+        StoreMemory { cache_bytes: 4 << 20, window_bytes: 4 << 20 }
+    }
+}
+
+impl StoreMemory {
+    /// What one that reads for an exporter takes beside its events.
+    pub const CURSOR_BYTES: usize = (CURSOR_CACHE_KIB << 10) + CONNECTION_BYTES + SETTLED_BYTES;
+
+    /// What one that writes takes beside its pages: its connection, the list of
+    /// rows that leave at once, and the index of the write-ahead log.
+    pub const WRITER_BYTES: usize = CONNECTION_BYTES + (1 << 20) + (128 << 10);
+}
+
+/// Pages that are kept by one that reads for an exporter.
+const CURSOR_CACHE_KIB: usize = 256;
+
+/// What is remembered of events that are settled while one before them is not:
+/// of four batches of 512, of each priority.
+const SETTLED_BYTES: usize = 2 * 4 * 512 * 128;
+
+/// A connection with its schema, its statements and what SQLite keeps ready for
+/// it: some 120 KB were measured.
+const CONNECTION_BYTES: usize = 128 << 10;
 
 fn default_max_bytes() -> ByteSize {
     ByteSize::mib(256)
@@ -81,6 +121,7 @@ impl StoreConfig {
             path: path.into(),
             max_bytes: default_max_bytes(),
             max_age: default_max_age(),
+            memory: StoreMemory::default(),
         }
     }
 }

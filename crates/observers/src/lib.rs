@@ -21,7 +21,7 @@
 //! # }
 //! ```
 
-mod cgroups;
+pub mod cgroups;
 pub mod container;
 mod errno;
 pub mod network;

@@ -238,7 +238,7 @@ fn pipeline(producers: u64, one_core: bool) -> f64 {
     }
     let mut config = Config::for_observer("bench");
     config.backpressure.queue_size = 65_536;
-    config.backpressure.max_bytes = ByteSize(1 << 30);
+    config.backpressure.max_bytes = Some(ByteSize(1 << 30));
     let observer = ObserverRuntime::builder(NoOp::new)
         .config(config)
         .concurrency(producers as usize)

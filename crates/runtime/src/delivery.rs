@@ -21,7 +21,6 @@ use crate::config::BackpressureConfig;
 use crate::doorbell::Doorbell;
 use crate::durable::DurableLog;
 use crate::emitter::EventEmitter;
-use crate::event::Priority;
 use crate::lane::Lane;
 use crate::ledger::LaneLine;
 use crate::panic::{Panicked, contain};
@@ -44,6 +43,9 @@ pub struct EmitterConfig {
     /// its thread a quarter longer is left behind, and a fresh emitter goes on
     /// (see [`EmitterHandle::supervise`]).
     pub emit_timeout: Duration,
+    /// How many bytes of events it is handed at once, at most; one event at
+    /// least. Of a durable emitter its log decides.
+    pub max_batch_bytes: usize,
 }
 
 impl Default for EmitterConfig {
@@ -53,6 +55,7 @@ impl Default for EmitterConfig {
             max_retries: backpressure.max_retries,
             drain_interval: backpressure.drain_interval.0,
             emit_timeout: Duration::from_secs(30),
+            max_batch_bytes: 4 << 20,
         }
     }
 }
@@ -197,7 +200,7 @@ impl EmitterHandle {
     ) -> Arc<Lane> {
         let config = QueueConfig {
             capacity: backpressure.queue_size,
-            max_bytes: backpressure.max_bytes.as_usize(),
+            max_bytes: backpressure.max_bytes().as_usize(),
             policy: backpressure.drop_policy,
         };
         let lane = Arc::new(Lane::new(observer, &self.shared.name, config, Arc::clone(pool)));
@@ -314,8 +317,22 @@ impl Shared {
     }
 
     fn waiting(&self) -> usize {
-        let lanes = self.lock_lanes();
-        lanes.iter().map(|l| Priority::ALL.map(|p| l.waiting(p)).iter().sum::<usize>()).sum()
+        self.lock_lanes().iter().map(|lane| lane.waiting().0.items).sum()
+    }
+
+    /// Whether there is enough for a batch that is worth its price, or more than
+    /// lanes should be kept waiting with.
+    fn has_enough(&self) -> bool {
+        let (mut items, mut bytes) = (0, 0);
+        for lane in self.lock_lanes().iter() {
+            let (fill, half_full) = lane.waiting();
+            if half_full {
+                return true;
+            }
+            items += fill.items;
+            bytes += fill.bytes;
+        }
+        items >= self.parts.min_batch || bytes >= self.parts.config.max_batch_bytes
     }
 }
 

@@ -247,6 +247,7 @@ pub mod event;
 pub mod health;
 pub mod ids;
 pub mod ledger;
+pub mod memory;
 pub mod metrics;
 pub mod observer;
 pub mod panic;

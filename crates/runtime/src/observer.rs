@@ -28,6 +28,7 @@ use crate::processor::{ProcessorFactory, RawRecord};
 use crate::source::{Interrupt, Source, SourceLedger};
 use incarnation::Incarnation;
 use work::Seat;
+pub(crate) use work::{BATCH_BYTES, BATCH_RECORDS};
 
 /// The source, which one thread uses at a time, and what ends its reads.
 #[derive(Clone)]

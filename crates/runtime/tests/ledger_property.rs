@@ -199,7 +199,7 @@ fn config(name: &str, plan: &ObserverPlan) -> Config {
     config.health.hang_timeout = HumanDuration(Duration::from_millis(100));
     config.backpressure.drop_policy = plan.drop;
     config.backpressure.queue_size = plan.queue_size;
-    config.backpressure.max_bytes = ByteSize(plan.max_bytes);
+    config.backpressure.max_bytes = Some(ByteSize(plan.max_bytes));
     config.backpressure.max_retries = plan.max_retries;
     config.sampling = plan.sampling.clone();
     config

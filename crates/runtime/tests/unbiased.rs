@@ -94,7 +94,7 @@ async fn play(
     let mut config = Config::for_observer("weather");
     config.sampling = sampling;
     config.backpressure.queue_size = queue_size;
-    config.backpressure.max_bytes = ByteSize(1 << 30);
+    config.backpressure.max_bytes = Some(ByteSize(1 << 30));
     let arrived = Arc::new(Mutex::new(Arrived::default()));
     let open = Arc::new(Gate::default());
     let (scales, gate) = (Arc::clone(&arrived), Arc::clone(&open));

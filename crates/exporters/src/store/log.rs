@@ -13,7 +13,7 @@ use vahti_runtime::ledger::{LaneLine, Tally};
 
 use super::books::{Contradiction, Passed, signed, unsigned};
 use super::writer::Trouble;
-use super::{Shared, Store};
+use super::{CURSOR_CACHE_KIB, Shared, Store};
 
 impl DurableLog for Store {
     fn cursor(&self, emitter: &str) -> Result<Box<dyn DurableCursor>, LogError> {
@@ -53,6 +53,14 @@ struct Read {
     /// `None` once it is settled.
     event: Option<Arc<Event>>,
     rejected: bool,
+    /// What it takes in memory until it is settled.
+    bytes: usize,
+}
+
+/// What was read of an event that is still open takes: the event, beside it the
+/// entry itself and its id.
+fn bytes_of(event: &Event) -> usize {
+    event.size_bytes() + 2 * size_of::<Read>() + 64
 }
 
 struct Cursor {
@@ -82,7 +90,9 @@ impl Cursor {
             .medium
             .connect(&file, OpenFlags::SQLITE_OPEN_READ_ONLY)
             .map_err(|e| e.to_string())?;
-        connection.execute_batch("PRAGMA cache_size = -512").map_err(|e| e.to_string())?;
+        connection
+            .pragma_update(None, "cache_size", -signed(CURSOR_CACHE_KIB as u64))
+            .map_err(|e| e.to_string())?;
         Ok(Cursor {
             shared,
             exporter: exporter.to_owned(),
@@ -106,9 +116,11 @@ impl Cursor {
             return Ok(());
         }
         let rows = self.rows(priority, from, end, limit).map_err(|trouble| self.fails(trouble))?;
+        let (rows, all) = rows;
         // Where fewer came than were asked for, there are no more up to the end.
         self.looked_to[p] = match rows.last() {
-            Some(last) if rows.len() >= limit => last.seq,
+            Some(last) if !all || rows.len() >= limit => last.seq,
+            None if !all => from,
             _ => end,
         };
         self.windows[p].extend(rows);
@@ -136,13 +148,23 @@ impl Cursor {
         })
     }
 
+    /// Up to `limit` of them, as many as there is room for; whether that is all.
     fn rows(
         &self,
         priority: Priority,
         from: u64,
         end: u64,
         limit: usize,
-    ) -> Result<Vec<Read>, Trouble> {
+    ) -> Result<(Vec<Read>, bool), Trouble> {
+        // Half of the window is for each priority, so that neither keeps the
+        // other out.
+        let window = &self.windows[priority as usize];
+        let open = window.iter().filter(|read| read.event.is_some());
+        let mut bytes: usize = open.map(|read| read.bytes).sum();
+        let max_bytes = self.shared.config.memory.window_bytes / 2;
+        if bytes >= max_bytes {
+            return Ok((Vec::new(), false));
+        }
         let mut statement = self.connection.prepare_cached(
             "SELECT seq, id, count, event FROM events
              WHERE priority = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4",
@@ -165,15 +187,22 @@ impl Cursor {
                 let exporter = &self.exporter;
                 tracing::warn!(%exporter, seq, %error, "an event can't be read back; set aside");
             }
+            let event = event.ok().map(Arc::new);
+            let its_bytes = event.as_deref().map_or(0, bytes_of);
+            bytes += its_bytes;
             read.push(Read {
                 seq,
                 id: row.get(1)?,
                 count: unsigned(row, 2)?,
-                rejected: event.is_err(),
-                event: event.ok().map(Arc::new),
+                rejected: event.is_none(),
+                event,
+                bytes: its_bytes,
             });
+            if bytes >= max_bytes {
+                return Ok((read, false));
+            }
         }
-        Ok(read)
+        Ok((read, true))
     }
 
     /// Moves the cursor past what is settled at the windows' beginnings.
@@ -257,6 +286,8 @@ impl DurableCursor for Cursor {
                     read.rejected = true;
                     reasons.push((read.seq, read.id.clone(), reason.clone()));
                 }
+                // Nobody asks for it again; there may be many that wait.
+                read.id = String::new();
             }
         }
         self.note_in_flight(&[]);

@@ -139,8 +139,10 @@ impl Writer {
         let mut connection = medium.connect(file, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         connection.execute_batch(
             "PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF; PRAGMA temp_store = MEMORY;
-             PRAGMA cache_size = -4096; PRAGMA auto_vacuum = INCREMENTAL;",
+             PRAGMA auto_vacuum = INCREMENTAL;",
         )?;
+        let cache_kib = config.memory.cache_bytes >> 10;
+        connection.pragma_update(None, "cache_size", -signed(cache_kib as u64))?;
         let mode: String =
             connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
         if mode != "wal" {

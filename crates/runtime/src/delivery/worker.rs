@@ -12,7 +12,7 @@ use super::{EmitterState, Shared};
 use crate::backoff::{Jitter, emit_delay};
 use crate::emitter::{Delivery, EmitOutcome};
 use crate::event::{Event, Priority};
-use crate::lane::{Lane, Settlement};
+use crate::lane::{Lane, Room, Settlement};
 use crate::ledger::{DropReason, Tally};
 
 pub(super) struct Worker {
@@ -134,13 +134,11 @@ impl Worker {
     /// `drain_interval` at the longest.
     async fn gather_with_patience(&mut self) {
         let patient = self.shared.parts.min_batch > 1 && !*self.shared.ending.borrow();
-        let waiting = if patient { self.shared.waiting() } else { 0 };
-        if waiting > 0 && waiting < self.shared.parts.min_batch {
+        if patient && self.shared.has_work() && !self.shared.has_enough() {
             let until = tokio::time::Instant::now() + self.shared.parts.config.drain_interval;
             let shared = Arc::clone(&self.shared);
-            let enough = self.shared.parts.min_batch;
             let full = async {
-                while shared.waiting() < enough && !*shared.ending.borrow() {
+                while !shared.has_enough() && !*shared.ending.borrow() {
                     let before = shared.waiting();
                     shared.bell.wait(|| shared.waiting() != before).await;
                 }
@@ -158,6 +156,7 @@ impl Worker {
         let lanes = self.lanes.len();
         epochs.clear();
         epochs.resize(lanes, 0);
+        let mut bytes = self.shared.parts.config.max_batch_bytes;
         for priority in Priority::ALL {
             for offset in 0..lanes {
                 let room = self.shared.parts.max_batch - events.len();
@@ -167,9 +166,13 @@ impl Worker {
                 let index = (self.first_lane + offset) % lanes;
                 // A fair share of what is left, so that a noisy observer can't
                 // keep another out of the batch.
-                let share = room.div_ceil(lanes - offset);
+                let share = Room {
+                    items: room.div_ceil(lanes - offset),
+                    bytes: bytes.div_ceil(lanes - offset),
+                };
                 let before = events.len();
-                let epoch = self.lanes[index].take(priority, share, events);
+                let (epoch, taken_bytes) = self.lanes[index].take(priority, share, events);
+                bytes -= taken_bytes;
                 let taken = events.len() - before;
                 if taken > 0 {
                     // Once a lane was given up, nothing more comes from it.

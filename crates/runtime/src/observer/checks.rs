@@ -102,7 +102,7 @@ impl HealthCheck for Lanes {
         for ((lane, _), emitter) in runtime.pipeline.lanes.iter().zip(&runtime.emitters) {
             let fill = lane.fill();
             let items = fill.items.saturating_mul(100) / bounds.queue_size.max(1);
-            let bytes = fill.bytes.saturating_mul(100) / bounds.max_bytes.as_usize().max(1);
+            let bytes = fill.bytes.saturating_mul(100) / bounds.max_bytes().as_usize().max(1);
             let percent = items.max(bytes);
             if percent >= FULL_PERCENT {
                 let name = emitter.name();

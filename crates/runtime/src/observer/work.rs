@@ -24,8 +24,8 @@ use crate::source::{ReadOutcome, RecordBatch};
 const AT_THE_GATE: usize = usize::MAX;
 
 /// Records read at once, at most.
-const BATCH_RECORDS: usize = 256;
-const BATCH_BYTES: usize = 256 << 10;
+pub(crate) const BATCH_RECORDS: usize = 256;
+pub(crate) const BATCH_BYTES: usize = 256 << 10;
 
 /// Records that were read and are still to be processed.
 pub(super) struct Work {

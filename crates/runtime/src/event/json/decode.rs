@@ -71,7 +71,11 @@ pub enum DecodeError {
     },
     /// So many different names came from lines already that no further one
     /// is kept; those that are known can still be read.
-    #[error("{key}: lines have brought {} different ones already", names::LIMIT)]
+    #[error(
+        "{key}: lines have brought {} different ones already, or {} KiB of them",
+        names::LIMIT,
+        names::ALL_BYTES >> 10
+    )]
     TooManyNames {
         /// Which of the names.
         key: &'static str,

@@ -20,6 +20,9 @@ pub(super) const LIMIT: usize = 1_024;
 /// word, in bytes.
 const MAX_BYTES: usize = 1_024;
 
+/// How long all names of one sort may be together, in bytes.
+pub(super) const ALL_BYTES: usize = 128 << 10;
+
 /// Name, type, subtype and priority.
 type KindKey<'a> = (&'a str, &'a str, &'a str, Priority);
 
@@ -55,7 +58,8 @@ impl Names {
         if let Some(kind) = kind_in(&kinds, key) {
             return Ok(kind);
         }
-        admit("name", kinds.len(), name.len() + event_type.len() + subtype.len())?;
+        let kept = kinds.keys().map(|(name, of, sub, _)| name.len() + of.len() + sub.len());
+        admit("name", kept, name.len() + event_type.len() + subtype.len())?;
         let kind: &'static EventKind = Box::leak(Box::new(EventKind::custom(
             leak(name),
             leak(event_type),
@@ -77,7 +81,8 @@ impl Names {
         if let Some(origin) = origin_in(&origins, key) {
             return Ok(origin);
         }
-        admit("source", origins.len(), source.len() + node.len())?;
+        let kept = origins.keys().map(|(source, node)| source.len() + node.len());
+        admit("source", kept, source.len() + node.len())?;
         let origin = Origin::shared(source, node);
         origins.insert((&origin.source, &origin.node), origin);
         Ok(origin)
@@ -93,7 +98,7 @@ impl Names {
         if let Some(word) = words.get(word) {
             return Ok(word);
         }
-        admit(key, words.len(), word.len())?;
+        admit(key, words.iter().map(|word| word.len()), word.len())?;
         let word = leak(word);
         words.insert(word);
         Ok(word)
@@ -121,13 +126,18 @@ fn key_of(kind: &'static EventKind) -> KindKey<'static> {
     (kind.name(), kind.event_type(), kind.subtype(), kind.priority())
 }
 
-/// Whether one more of this size may be kept for good.
-fn admit(key: &'static str, known: usize, size_bytes: usize) -> Result<(), DecodeError> {
+/// Whether one more of this size may be kept for good, beside those of these
+/// sizes. They are few, and looked at only where a name is new.
+fn admit(
+    key: &'static str,
+    kept: impl ExactSizeIterator<Item = usize>,
+    size_bytes: usize,
+) -> Result<(), DecodeError> {
     if size_bytes > MAX_BYTES {
         let problem = format!("{size_bytes} bytes of names; at most {MAX_BYTES} are kept");
         return Err(DecodeError::invalid(key, problem));
     }
-    if known >= LIMIT {
+    if kept.len() >= LIMIT || kept.sum::<usize>() + size_bytes > ALL_BYTES {
         return Err(DecodeError::TooManyNames { key });
     }
     Ok(())

@@ -298,7 +298,7 @@ fn lines_bring_only_so_many_names_and_those_that_are_known_go_on() {
         assert_eq!(error, DecodeError::TooManyNames { key });
         assert_eq!(
             error.to_string(),
-            format!("{key}: lines have brought 1024 different ones already")
+            format!("{key}: lines have brought 1024 different ones already, or 128 KiB of them")
         );
         assert!(read(&with(0)).is_ok());
         assert_eq!(read(golden), Ok(known));
@@ -306,6 +306,16 @@ fn lines_bring_only_so_many_names_and_those_that_are_known_go_on() {
         assert!(error.starts_with(&format!("{key}: 20")), "{error}");
         assert!(error.ends_with(" bytes of names; at most 1024 are kept"), "{error}");
     }
+}
+
+#[test]
+fn long_names_use_up_the_bytes_before_they_are_many() {
+    let names = Names::default();
+    let golden = GOLDEN.lines().nth(3).unwrap();
+    let with = |n: usize| golden.replace("owner_is_listener", &format!("{n:x>1000}"));
+    let fit = (0..names::LIMIT).take_while(|n| decode(with(*n).as_bytes(), &names).is_ok());
+    assert_eq!(fit.count(), names::ALL_BYTES / 1_000);
+    assert!(decode(with(0).as_bytes(), &names).is_ok(), "what is known goes on");
 }
 
 #[test]
