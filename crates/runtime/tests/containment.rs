@@ -392,3 +392,17 @@ async fn a_setup_that_never_ends_does_not_hold_up_the_shutdown() {
     let ended = tokio::time::timeout(Duration::from_secs(20), run).await.unwrap().unwrap();
     assert!(ended.unwrap_err().to_string().contains("before the shutdown"));
 }
+
+#[tokio::test]
+async fn who_watches_nothing_does_not_keep_the_program_from_having_failed() {
+    let pair = pair(FailurePolicy::Isolate);
+    pair.feed(b"panic");
+    let (_trigger, shutdown) = channel();
+    let report = Supervisor::new(pair.emitters.clone(), Duration::from_secs(5))
+        .observer(Arc::clone(&pair.bad))
+        .beside(Arc::clone(&pair.good))
+        .run(shutdown)
+        .await;
+    assert!(report.all_failed, "{report:?}");
+    assert_eq!(pair.arrived("good"), 1_000);
+}

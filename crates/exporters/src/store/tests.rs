@@ -11,7 +11,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
 use vahti_runtime::durable::{DurableLog, Settled};
-use vahti_runtime::event::{AGENT_GAP, CONNECTION_REFUSED, PROCESS_CRASH, Severity};
+use vahti_runtime::event::{AGENT_GAP, CONNECTION_REFUSED, ErrorInfo, PROCESS_CRASH, Severity};
 use vahti_runtime::ledger::DropReason;
 
 use super::*;
@@ -113,6 +113,31 @@ fn beyond_the_cap_normal_events_leave_before_critical_ones() {
     // Only once no normal one is left to go.
     assert_eq!(critical.len() as u64, (next - 1) / 10);
     assert!(kept.len() > critical.len(), "it took more than it had to");
+    assert_exact(&store, folder.path());
+}
+
+#[test]
+fn the_files_stay_below_the_cap_with_whole_batches_of_long_lines() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), NOBODY);
+    let most = store.emitter().max_batch() as u64;
+    let mut greatest = 0;
+    for round in 0..30 {
+        let batch: Vec<Arc<Event>> = batch(1 + round * most, most)
+            .iter()
+            .map(|event| {
+                let message = "x".repeat(900).into();
+                let error = ErrorInfo { code: "E".into(), message, cause: None };
+                Arc::new(Event { error: Some(error), ..(**event).clone() })
+            })
+            .collect();
+        commit(&store, &batch);
+        let sizes = ["events.db", "events.db-wal"].map(|f| folder.path().join(f));
+        greatest =
+            sizes.iter().map(|f| fs::metadata(f).map_or(0, |m| m.len())).sum::<u64>().max(greatest);
+    }
+    assert!(greatest <= ByteSize::mib(8).0, "{greatest}");
+    assert!(store.own_line().dropped_for(DropReason::StoreFull).envelopes > 0);
     assert_exact(&store, folder.path());
 }
 

@@ -397,7 +397,10 @@ fn peer_text(peer: &Endpoint) -> Option<String> {
 /// Makes room below the cap: what every exporter has first, then what is still
 /// owed; normal events before critical ones, older before newer.
 fn evict(transaction: &Transaction<'_>, books: &mut Books, max_bytes: u64) -> Result<(), Trouble> {
-    let limit = max_bytes.saturating_sub(wal_bytes(max_bytes));
+    // A batch is written before what it takes the place of leaves, and a file
+    // does not become smaller again: there is room for both beside the log.
+    let beside_log = max_bytes.saturating_sub(wal_bytes(max_bytes));
+    let limit = beside_log - (wal_bytes(max_bytes) / 2).min(beside_log / 4);
     let mut used = used_bytes(transaction)?;
     if used <= limit {
         return Ok(());
