@@ -5,7 +5,7 @@
 
 pub(crate) mod example;
 pub(crate) mod load;
-mod problem;
+pub(crate) mod problem;
 pub(crate) mod settings;
 mod tree;
 mod typed;
@@ -23,7 +23,7 @@ use vahti_exporters::{FileConfig, Format};
 use vahti_runtime::config as runtime;
 use vahti_runtime::config::InvalidField;
 use vahti_runtime::config::bounds::{Bounded, Checked, TextBound, describe};
-use vahti_runtime::event::EventKind;
+use vahti_runtime::event::{AGENT_GAP, EventKind};
 use vahti_runtime::units::{ByteSize, HumanDuration};
 
 /// Everything that can be set about vahti. A value on the command line goes
@@ -350,7 +350,9 @@ impl Bounded for StoreSettings {
     }
 
     fn check(&self, checked: &mut Checked) {
-        self.to_store(self.path.clone().unwrap_or_else(|| "unset".into())).check(checked);
+        let path = self.path.as_deref().unwrap_or(Path::new("unset")).to_string_lossy();
+        checked.filled("path", &path, "the path of a folder, or none");
+        self.to_store("checked".into()).check(checked);
     }
 }
 
@@ -477,7 +479,9 @@ fn check_rules(checked: &mut Checked, observer: &str, sampling: &runtime::Sampli
 
 /// The types of the events that there are.
 fn event_types() -> Vec<&'static str> {
-    let mut types: Vec<_> = EventKind::ALL.iter().map(|kind| kind.event_type()).collect();
+    // What the agent tells about itself is never sampled.
+    let observed = EventKind::ALL.iter().filter(|kind| ***kind != AGENT_GAP);
+    let mut types: Vec<_> = observed.map(|kind| kind.event_type()).collect();
     types.dedup();
     types
 }

@@ -42,7 +42,7 @@ fn main() -> ExitCode {
     };
     finish(match cli.command {
         Command::Run(args) => run::run(&args),
-        Command::Doctor { json, socket } => doctor::doctor(json, socket),
+        Command::Doctor(args) => doctor::doctor(&args),
         Command::Demo { json } => demo::demo(json),
         Command::Config { command: ConfigCommand::Check { file } } => check(&file),
         Command::Config { command: ConfigCommand::Example } => print(&config::example::example()),

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use vahti_runtime::event::escape_text;
 
+use crate::doctor::store::{StoreReport, StoreState};
 use crate::table::wrap;
 
 /// Whether a signal can be seen. The worse, the greater.
@@ -57,15 +58,18 @@ pub(crate) struct DoctorReport {
     pub(crate) kernel: String,
     /// Every signal of every observer.
     pub(crate) signals: Vec<SignalReport>,
+    /// What is kept.
+    pub(crate) store: StoreReport,
 }
 
 /// How wide a report is, in columns.
 const WIDTH: usize = 80;
 
 impl DoctorReport {
-    /// Whether any signal can't be seen.
+    /// Whether any signal can't be seen, or nothing be kept.
     pub(crate) fn is_anything_missing(&self) -> bool {
-        self.signals.iter().any(|s| s.state == State::Missing)
+        self.store.state == StoreState::Missing
+            || self.signals.iter().any(|s| s.state == State::Missing)
     }
 
     /// As JSON, for programs.
@@ -97,6 +101,7 @@ impl DoctorReport {
                 }
             }
         }
+        self.store.write(&mut out, WIDTH);
         let count = |state| self.signals.iter().filter(|s| s.state == state).count();
         out.push_str(&format!(
             "\n{} work, {} degraded, {} missing\n",
@@ -111,6 +116,8 @@ impl DoctorReport {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
+    use crate::doctor::store;
 
     #[test]
     fn a_report_fits_eighty_columns_and_smuggles_nothing() {
@@ -137,6 +144,12 @@ mod tests {
                     accuracy: Some("none\n".into()),
                 },
             ],
+            store: {
+                let mut config = Config::default();
+                let aside = "/proc/no\u{1b}/where/that/is/as/long/as/a/folder".into();
+                config.store.path = Some(aside);
+                store::report(&config)
+            },
         };
         let text = report.to_text();
         for line in text.lines() {

@@ -20,6 +20,7 @@ mod folder;
 mod log;
 mod reader;
 mod schema;
+mod state;
 mod writer;
 
 #[cfg(test)]
@@ -47,6 +48,7 @@ use self::folder::Lock;
 use self::writer::{Ledger, Opened, Trouble, Writer};
 
 pub use self::reader::{Filter, ReadError, Reader, Row, Snapshot};
+pub use self::state::{Contents, Owes, State};
 
 /// What can be set about the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

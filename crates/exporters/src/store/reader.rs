@@ -136,6 +136,10 @@ impl Reader {
         Err(newer.unwrap_or_else(|| ReadError::Missing(store.to_owned())))
     }
 
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
     fn error(&self, error: rusqlite::Error) -> ReadError {
         ReadError::Sqlite { path: self.path.clone(), error }
     }
