@@ -60,7 +60,7 @@ pub(crate) fn events(args: &EventsArgs) -> Outcome {
     // What comes while the first are printed is not to be missed.
     let seen = reader.last_seq().map_err(unreadable)?;
     let mut shown = 0;
-    for page in Pages::new(&reader, filter.clone()).map_err(unreadable)? {
+    for page in Pages::new(&reader, &filter).map_err(unreadable)? {
         let page = page.map_err(unreadable)?;
         let page = page.into_iter().filter(|row| !args.follow || row.seq <= seen);
         if show.print(page.inspect(|_| shown += 1))? == Printed::Closed {

@@ -31,6 +31,7 @@ fn user_path() -> Option<PathBuf> {
 
 /// Whether the folder, or the nearest that exists above it, may be written to.
 pub(crate) fn may_write(path: &Path) -> bool {
+    let Ok(path) = std::path::absolute(path) else { return false };
     let there = path.ancestors().find(|path| path.exists());
     there.is_some_and(|path| {
         use std::os::unix::ffi::OsStrExt;

@@ -331,3 +331,72 @@ impl StoreReport {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Duration;
+
+    use vahti_exporters::store::{Store, StoreConfig};
+
+    use super::*;
+
+    fn look(folder: &Path) -> (StoreReport, String) {
+        let mut config = Config::default();
+        config.store.path = Some(folder.to_owned());
+        let report = report(&config);
+        let mut text = String::new();
+        report.write(&mut text, 80);
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+        (report, text.split_whitespace().collect::<Vec<_>>().join(" "))
+    }
+
+    fn folder() -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o700)).unwrap();
+        folder
+    }
+
+    #[test]
+    fn a_store_as_it_should_be_and_one_that_is_not_there_yet_work() {
+        let folder = folder();
+        let path = folder.path().join("a/b");
+        assert_eq!(look(&path).0.state, StoreState::Works);
+        assert!(!path.exists(), "looking makes nothing");
+        let exporters = vec!["audit".to_owned()];
+        let store = Store::open(StoreConfig::at(&path), exporters, Duration::ZERO).unwrap();
+        let (report, text) = look(&path);
+        assert_eq!((report.state, report.agent), (StoreState::Works, Some(std::process::id())));
+        assert!(text.contains("owed to audit: 0 events (0 critical)"), "{text}");
+        drop(store);
+    }
+
+    #[test]
+    fn what_is_wrong_is_told_with_what_to_do() {
+        let folder = folder();
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        fs::write(folder.path().join("events.db"), "no database").unwrap();
+        fs::write(folder.path().join("events.db.corrupt-20261122T140000Z"), "x").unwrap();
+        let (report, text) = look(folder.path());
+        assert_eq!(report.state, StoreState::Degraded);
+        assert_eq!(report.set_aside.len(), 1);
+        for told in [
+            "others may enter it (mode 0755) do: chmod 0700 ",
+            "file is not a database do: nothing: `vahti run` sets aside",
+            "events.db.corrupt-20261122T140000Z could not be read and was set aside (1 B)",
+            ".recover | sqlite3 saved.db; then rm ",
+        ] {
+            assert!(text.contains(told), "{told:?} is missing in {text}");
+        }
+    }
+
+    #[test]
+    fn without_a_folder_nothing_is_kept_and_off_is_no_trouble() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (report, text) = look(file.path());
+        assert_eq!(report.state, StoreState::Missing);
+        assert!(text.contains("do: set store.path to a folder"), "{text}");
+        assert_eq!(look(Path::new("none")).0.state, StoreState::Off);
+    }
+}

@@ -9,48 +9,46 @@ pub(super) const PAGE: u64 = 1_000;
 /// The newest events that a filter leaves, in pages, oldest first.
 pub(super) struct Pages<'a> {
     reader: &'a Reader,
+    /// Without a limit: the spans are it.
     filter: Filter,
-    /// The oldest page, as it was read already.
-    first: Option<Vec<Row>>,
-    /// From when until when the other pages reach; the next one is the last.
-    spans: Vec<(u64, u64)>,
+    /// The oldest page, which was read already.
+    oldest: Vec<Row>,
+    /// From when until when each newer page reaches, the newest first.
+    spans: Vec<(u64, Option<u64>)>,
 }
 
 impl<'a> Pages<'a> {
-    /// Looks how far back the newest that are asked for reach. Each page but
-    /// the oldest is only measured, and read when it is its turn.
-    pub(super) fn new(reader: &'a Reader, filter: Filter) -> Result<Self, ReadError> {
+    /// Looks how far back the newest that are asked for reach. All pages but
+    /// the oldest are only measured, and read again when it is their turn.
+    pub(super) fn new(reader: &'a Reader, filter: &Filter) -> Result<Self, ReadError> {
         let mut spans = Vec::new();
-        let mut until = filter.until_ns;
+        let mut until_ns = filter.until_ns;
         let mut left = filter.limit.unwrap_or(u64::MAX);
+        let filter = Filter { limit: None, ..filter.clone() };
         loop {
-            let limit = left.min(PAGE);
-            let page = Filter { until_ns: until, limit: Some(limit), ..filter.clone() };
-            let rows = reader.events(&page)?;
-            let Some(oldest) = rows.first().filter(|_| rows.len() as u64 == limit && left > limit)
+            let rest = Filter { until_ns, ..filter.clone() };
+            let rows = reader.events(&Filter { limit: Some(left.min(PAGE)), ..rest.clone() })?;
+            let ends = rows.first().zip(rows.last()).map(|(a, b)| (a.time_ns, b.time_ns));
+            let Some((oldest, newest)) = ends.filter(|_| left > PAGE && rows.len() as u64 == PAGE)
             else {
-                let filter = Filter { limit: None, ..filter };
-                return Ok(Pages { reader, filter, first: Some(rows), spans });
+                return Ok(Pages { reader, filter, oldest: rows, spans });
             };
-            // Those of one moment stay together.
-            let end = until.unwrap_or(u64::MAX);
-            let newer = oldest.time_ns + 1;
-            let from =
-                if rows.iter().any(|row| row.time_ns >= newer) { newer } else { oldest.time_ns };
-            let taken = if from == newer {
+            // Those of one moment stay together: on the next page, or all on this
+            // one, where it has no other moment.
+            let from = if oldest < newest { oldest + 1 } else { oldest };
+            let count = if oldest < newest {
                 rows.iter().filter(|row| row.time_ns >= from).count()
             } else {
-                let all =
-                    Filter { since_ns: Some(from), until_ns: until, limit: None, ..filter.clone() };
-                reader.events(&all)?.len()
+                let mut rows = reader.events(&Filter { since_ns: Some(from), ..rest })?;
+                if rows.len() as u64 >= left {
+                    let oldest = rows.split_off(rows.len() - left as usize);
+                    return Ok(Pages { reader, filter, oldest, spans });
+                }
+                rows.len()
             };
-            left = left.saturating_sub(taken as u64);
-            spans.push((from, end));
-            until = Some(from);
-            if left == 0 {
-                let filter = Filter { limit: None, ..filter };
-                return Ok(Pages { reader, filter, first: None, spans });
-            }
+            left -= count as u64;
+            spans.push((from, until_ns));
+            until_ns = Some(from);
         }
     }
 }
@@ -59,12 +57,11 @@ impl Iterator for Pages<'_> {
     type Item = Result<Vec<Row>, ReadError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if let Some(first) = self.first.take() {
-            return Some(Ok(first));
+        if !self.oldest.is_empty() {
+            return Some(Ok(std::mem::take(&mut self.oldest)));
         }
-        let (from, until) = self.spans.pop()?;
-        let until = (until < u64::MAX).then_some(until);
-        let page = Filter { since_ns: Some(from), until_ns: until, ..self.filter.clone() };
+        let (since_ns, until_ns) = self.spans.pop()?;
+        let page = Filter { since_ns: Some(since_ns), until_ns, ..self.filter.clone() };
         Some(self.reader.events(&page))
     }
 }

@@ -229,10 +229,13 @@ fn owed(connection: &Connection) -> rusqlite::Result<Vec<Owes>> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
     use std::time::Duration;
 
+    use vahti_runtime::clock::ClockPair;
     use vahti_runtime::durable::{DurableLog, Settled};
     use vahti_runtime::emitter::EmitOutcome;
+    use vahti_runtime::event::Event;
 
     use super::super::{Store, StoreConfig};
     use super::*;
@@ -249,7 +252,11 @@ mod tests {
         let folder = folder.path().join("s");
         assert_eq!(State::of(&folder).unwrap_err().kind(), io::ErrorKind::NotFound);
         let store = open(&folder, &["a", "b"]);
-        assert_eq!(emit(&mut store.emitter(), &events(1, 3)), EmitOutcome::Delivered);
+        // None of them as old as rows may become.
+        let observed_ns = ClockPair::now().wall_ns;
+        let of_now = |event: Arc<Event>| Arc::new(Event { observed_ns, ..(*event).clone() });
+        let batch: Vec<_> = events(1, 3).into_iter().map(of_now).collect();
+        assert_eq!(emit(&mut store.emitter(), &batch), EmitOutcome::Delivered);
         let mut cursor = store.cursor("b").unwrap();
         let owed = cursor.read(2).unwrap();
         let settled = owed.iter().map(|o| Settled { seq: o.seq, rejected: None }).collect();
