@@ -1,6 +1,7 @@
 //! The command line. Parsing touches no port, no file and no kernel.
 
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -245,7 +246,7 @@ pub(crate) struct EventsArgs {
     #[arg(long, value_name = "PROCESS")]
     pub(crate) process: Option<String>,
     /// With this peer: its address, or its address and port.
-    #[arg(long, value_name = "PEER")]
+    #[arg(long, value_name = "PEER", value_parser = peer)]
     pub(crate) peer: Option<String>,
     /// Of this trace: 32 hexadecimal digits.
     #[arg(long, value_name = "TRACE", value_parser = trace)]
@@ -382,6 +383,18 @@ fn one_of(text: &str, mut known: Vec<&'static str>) -> Result<String, String> {
     }
     let meant = nearest(text, &known).map(|word| format!("; did you mean {word}?"));
     Err(format!("must be one of {}{}", known.join(", "), meant.unwrap_or_default()))
+}
+
+/// In the form in which the store has it.
+fn peer(text: &str) -> Result<String, String> {
+    if let Ok(peer) = text.parse::<SocketAddr>() {
+        return Ok(peer.to_string());
+    }
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    bare.parse::<IpAddr>().map(|address| address.to_string()).map_err(|_| {
+        "must be an address, or an address and port: 10.0.0.7, 10.0.0.7:5432, [2001:db8::1]:443"
+            .to_owned()
+    })
 }
 
 fn trace(text: &str) -> Result<String, String> {

@@ -84,6 +84,10 @@ pub(crate) fn why_unreadable(store: &Path, error: &ReadError) -> Failed {
                  agent writes it"
             ))
         }
+        ReadError::Sqlite { .. } if text.contains("unable to open") => Failed::failure(format!(
+            "{text}: SQLite has to write beside it, also to read; copy events.db* elsewhere and \
+             name that folder with --store"
+        )),
         // An agent that was killed at once leaves an empty one.
         ReadError::Foreign(file) if std::fs::metadata(file).is_ok_and(|meta| meta.len() == 0) => {
             Failed::failure(format!("the store {shown} has no event yet"))

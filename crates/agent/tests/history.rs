@@ -356,6 +356,7 @@ fn wrong_questions_are_refused_with_what_was_meant() {
         (&["events", "--type", "netwrok"], "did you mean network?"),
         (&["events", "--subtype", "conection_refused"], "did you mean connection_refused?"),
         (&["events", "--trace", "zz"], "must be 32 hexadecimal digits"),
+        (&["events", "--peer", "localhost"], "must be an address, or an address and port"),
         (&["events", "--limit", "many"], "invalid value 'many'"),
         (&["events", "--follow", "--until", "5m"], "cannot be used with"),
         (&["why"], "<ID>"),
@@ -605,6 +606,7 @@ fn every_filter_leaves_what_it_says() {
     });
     has(&["--peer", "127.0.0.1"], &|e| e["network"]["peer"]["address"] == "127.0.0.1");
     has(&["--peer", "::1"], &|e| e["network"]["peer"]["address"] == "::1");
+    has(&["--peer", "[0:0::1]"], &|e| e["network"]["peer"]["address"] == "::1");
     has(&["--peer", "10.77.0.2:1000"], &|e| peer(e).as_deref() == Some("10.77.0.2:1000"));
     has(&["--peer", "[2001:db8::1]:443"], &|e| peer(e).as_deref() == Some("[2001:db8::1]:443"));
     let trace = "DE5D2A99FFD36B141BF1AAD6E24098AD";

@@ -172,6 +172,14 @@ impl StoreReport {
             let remedy = format!("chmod 0700 {}", shown(path));
             self.find(StoreState::Degraded, why, Some(remedy));
         }
+        for name in ["events.db", "lock"] {
+            let file = path.join(name);
+            if file.is_symlink() {
+                let why = format!("{} is a symbolic link, which an agent refuses", shown(&file));
+                let remedy = "remove it; to move the store, set store.path";
+                self.find(StoreState::Missing, why, Some(remedy.to_owned()));
+            }
+        }
         self.look_at_room(state.free_bytes);
         if let Some((file, version)) = &state.newer {
             let why = format!(
@@ -277,6 +285,12 @@ impl StoreReport {
             ReadError::Foreign(_) => (
                 StoreState::Degraded,
                 "nothing: `vahti run` sets it aside and begins its own. If it is yours, move it"
+                    .to_owned(),
+            ),
+            ReadError::Sqlite { .. } if error.to_string().contains("unable to open") => (
+                StoreState::Degraded,
+                "SQLite has to write beside it, also to read: copy events.db* elsewhere and look \
+                 at that with --store"
                     .to_owned(),
             ),
             ReadError::Sqlite { .. } => (
@@ -389,6 +403,18 @@ mod tests {
         ] {
             assert!(text.contains(told), "{told:?} is missing in {text}");
         }
+    }
+
+    #[test]
+    fn a_link_in_place_of_the_file_is_refused() {
+        let folder = folder();
+        std::os::unix::fs::symlink("/dev/null", folder.path().join("events.db")).unwrap();
+        let (report, text) = look(folder.path());
+        assert_eq!(report.state, StoreState::Missing);
+        assert!(
+            text.contains("is a symbolic link, which an agent refuses do: remove it"),
+            "{text}"
+        );
     }
 
     #[test]
