@@ -221,7 +221,7 @@ pub(crate) fn open(store: Option<PathBuf>) -> Result<Reader, Failed> {
 
 /// What to say where a store that was open can't be read.
 pub(crate) fn unreadable(error: ReadError) -> Failed {
-    Failed::failure(error.to_string())
+    Failed::failure(format!("{error}; `vahti doctor` tells what to do"))
 }
 
 /// How rows are shown.

@@ -137,6 +137,15 @@ fn shown(path: &Path) -> String {
     escape(path.as_os_str().as_encoded_bytes()).into_owned()
 }
 
+/// How to have what can still be read of a file. Not `.recover`: many builds of
+/// sqlite3 lack it, Debian 12's among them.
+fn saving(file: &str) -> String {
+    format!(
+        "save what can be read: sqlite3 '{file}' 'SELECT event FROM events ORDER BY seq' > \
+         saved.jsonl, and with DESC what lies behind the damage"
+    )
+}
+
 /// In the unit that people would choose.
 fn size(bytes: u64) -> String {
     match bytes {
@@ -198,10 +207,7 @@ impl StoreReport {
         for (file, bytes) in state.set_aside {
             let file = shown(&file);
             let why = format!("{file} could not be read and was set aside ({})", size(bytes));
-            let remedy = format!(
-                "what can be saved: sqlite3 '{file}' .recover | sqlite3 saved.db; then rm \
-                 '{file}'*"
-            );
+            let remedy = format!("{}; then rm '{file}'*", saving(&file));
             self.find(StoreState::Degraded, why, Some(remedy));
             self.set_aside.push(Aside { file, bytes });
         }
@@ -233,11 +239,8 @@ impl StoreReport {
         }
         let file = shown(&contents.file);
         if let Some(said) = contents.damage {
-            let why = format!("{file} is damaged: {said}");
-            let remedy = format!(
-                "stop the agent; sqlite3 '{file}' .recover | sqlite3 saved.db; remove '{file}'*; \
-                 start it"
-            );
+            let why = format!("{file} is damaged: {}", said.replace('\n', " "));
+            let remedy = format!("stop the agent; {}; rm '{file}'*; start it", saving(&file));
             self.find(StoreState::Degraded, why, Some(remedy));
         }
         if !contents.checked {
@@ -297,7 +300,8 @@ impl StoreReport {
                 StoreState::Degraded,
                 format!(
                     "nothing: `vahti run` sets aside what it can't read and begins a fresh file. \
-                     What can be saved: sqlite3 '{folder}/events.db' .recover"
+                     Before that, {}",
+                    saving(&format!("{folder}/events.db"))
                 ),
             ),
         };
@@ -399,7 +403,7 @@ mod tests {
             "others may enter it (mode 0755) do: chmod 0700 ",
             "file is not a database do: nothing: `vahti run` sets aside",
             "events.db.corrupt-20261122T140000Z could not be read and was set aside (1 B)",
-            ".recover | sqlite3 saved.db; then rm ",
+            "'SELECT event FROM events ORDER BY seq' > saved.jsonl, and with DESC",
         ] {
             assert!(text.contains(told), "{told:?} is missing in {text}");
         }
