@@ -28,8 +28,8 @@ use vahti_runtime::units::{ByteSize, HumanDuration};
 
 /// Everything that can be set about vahti. A value on the command line goes
 /// before one in this file, this file before the environment (VAHTI_NODE_NAME,
-/// VAHTI_LOG, VAHTI_OBSERVERS, VAHTI_EMIT), the environment before the
-/// defaults.
+/// VAHTI_LOG, VAHTI_OBSERVERS, VAHTI_EMIT, VAHTI_STORE), the environment before
+/// the defaults.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(title = "Configuration of vahti", transform = describe::<Config>)]
@@ -43,8 +43,8 @@ pub(crate) struct Config {
     pub(crate) log: LogLevel,
     /// What is watched.
     pub(crate) observers: Observers,
-    /// Where events go: 1 to 16 of them. Each has a queue for each observer; a
-    /// slow one holds up no other.
+    /// Where events go: 1 to 16 of them. Each has a queue for each observer, or is
+    /// served from the store; a slow one holds up no other.
     pub(crate) emitters: Emitters,
     /// What is kept on this node: the history that `vahti events` shows, and
     /// the log that durable emitters are served from.

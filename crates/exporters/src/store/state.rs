@@ -290,7 +290,16 @@ mod tests {
         connection.pragma_update(None, "user_version", 9).unwrap();
         drop(connection);
         let state = State::of(folder.path()).unwrap();
-        assert_eq!(state.newer, Some((file, 9)));
+        assert_eq!(state.newer, Some((file.clone(), 9)));
         assert!(state.contents.is_none(), "nothing was written beside it yet");
+        // The one beside it is read, and no more once the first is gone.
+        drop(open(folder.path(), &[]));
+        let file_read = || State::of(folder.path()).unwrap().contents.unwrap().unwrap().file;
+        assert_eq!(file_read(), folder::file(folder.path(), true));
+        std::fs::remove_file(&file).unwrap();
+        drop(open(folder.path(), &[]));
+        assert_eq!(file_read(), file);
+        let reader = format!("{:?}", Reader::open(folder.path()).unwrap());
+        assert!(reader.contains("events.db"), "{reader}");
     }
 }
