@@ -351,14 +351,20 @@ fn the_demo_finds_every_fault_that_it_can_make_here() {
 
 #[test]
 fn the_doctor_fits_eighty_columns_and_says_by_its_exit_code_whether_anything_is_missing() {
-    let text = Command::new(BINARY).arg("doctor").output().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let doctor = |arguments: &[&str]| {
+        let mut command = Command::new(BINARY);
+        command.arg("doctor").args(arguments).env_remove("VAHTI_CONFIG");
+        command.env("VAHTI_STORE", folder.path().join("store")).output().unwrap()
+    };
+    let text = doctor(&[]);
     if text.status.code() == Some(77) {
         not_run(format_args!("{}", String::from_utf8_lossy(&text.stderr)));
         return;
     }
     let lines = String::from_utf8(text.stdout).unwrap();
     assert!(lines.lines().all(|line| line.chars().count() <= 80), "{lines}");
-    let json = Command::new(BINARY).args(["doctor", "--json"]).output().unwrap();
+    let json = doctor(&["--json"]);
     let report: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     let signals = report["signals"].as_array().unwrap();
     let names: Vec<&str> = signals.iter().map(|s| s["signal"].as_str().unwrap()).collect();
@@ -380,4 +386,46 @@ fn the_doctor_fits_eighty_columns_and_says_by_its_exit_code_whether_anything_is_
     }
     let is_missing = signals.iter().any(|signal| signal["state"] == "missing");
     assert_eq!(json.status.code(), Some(i32::from(is_missing)));
+    assert_eq!(report["store"]["state"], "works", "it will be made");
+    let nowhere = doctor(&["--json", "--store", "/proc/1/nowhere/store"]);
+    assert_eq!(nowhere.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_slice(&nowhere.stdout).unwrap();
+    assert_eq!(report["store"]["state"], "missing");
+}
+
+#[test]
+fn the_doctor_names_the_agent_that_writes_and_what_its_emitters_are_owed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, store) = (folder.path().join("vahti.yaml"), folder.path().join("store"));
+    let audit = folder.path().join("audit");
+    let yaml = format!(
+        "emitters:\n- {{type: file, name: audit, durable: true, path: {}}}\nstore: {{path: {}}}\n",
+        audit.display(),
+        store.display()
+    );
+    std::fs::write(&config, yaml).unwrap();
+    let config = config.to_str().unwrap();
+    let arguments = ["--observers", "network", "--config", config];
+    let Some(mut agent) = Agent::start(&arguments, Stdio::null()) else { return };
+    let port = refuse();
+    let begun = Instant::now();
+    while !std::fs::read_to_string(&audit).is_ok_and(|t| t.contains(&format!(":{port}}}"))) {
+        assert!(begun.elapsed() < Duration::from_secs(10), "it is not delivered");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let report = || -> serde_json::Value {
+        let output =
+            Command::new(BINARY).args(["doctor", "--json", "--config", config]).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let store = report()["store"].take();
+    assert_eq!(store["agent"], agent.child.id(), "{store}");
+    assert_eq!((&store["mode"], &store["owed"][0]["emitter"]), (&"0700".into(), &"audit".into()));
+    assert!(store["events"].as_u64() > Some(0), "{store}");
+    agent.signal(libc::SIGKILL);
+    agent.ends_within(Duration::from_secs(5));
+    let store = report()["store"].take();
+    assert!(store["agent"].is_null(), "{store}");
+    assert!(store.to_string().contains("did not end as it should"), "{store}");
+    assert_eq!(store["state"], "works", "{store}");
 }

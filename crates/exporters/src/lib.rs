@@ -25,5 +25,5 @@ mod text;
 
 pub use file::{FileConfig, FileEmitter, FileError};
 pub use none::NoneEmitter;
-pub use stdout::{Format, StdoutEmitter};
+pub use stdout::{Format, StdoutEmitter, wants_colour};
 pub use text::to_text_line;

@@ -21,6 +21,7 @@ mod folder;
 mod log;
 mod reader;
 mod schema;
+mod state;
 mod writer;
 
 #[cfg(test)]
@@ -49,6 +50,7 @@ use self::folder::Lock;
 use self::writer::{Before, Ledger, Medium, Opened, Trouble, Writer};
 
 pub use self::reader::{Filter, ReadError, Reader, Row, Snapshot};
+pub use self::state::{Contents, Owes, State};
 
 /// What can be set about the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
