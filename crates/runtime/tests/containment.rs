@@ -2,13 +2,14 @@
 #![cfg(not(shuttle))]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-mod common;
+#[path = "stage/misbehaving.rs"]
+mod misbehaving;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use common::{Gate, Handles, Mood, Moody, assert_exact, until};
+use misbehaving::{Gate, Handles, Mood, Moody, assert_exact, until};
 use vahti_runtime::config::{Config, FailurePolicy};
 use vahti_runtime::delivery::{EmitterConfig, EmitterHandle};
 use vahti_runtime::ledger::DropReason;
