@@ -30,6 +30,7 @@ typedef long long s64;
 /* Header flags. */
 #define VAHTI_FLAG_PROOF 1          /* a fact of our own making: proves a probe, is no failure */
 #define VAHTI_FLAG_ERROR_TAKEN 4    /* the error was gone before it was read: `err` is inferred */
+#define VAHTI_FLAG_TOLD_LATE 8      /* it happened some time before `boot_ns`, unseen */
 #define VAHTI_FLAG_PATH_TRUNCATED 2 /* the root end of the cgroup path is missing */
 
 /* Owner flags. */

@@ -119,6 +119,7 @@ struct ns_common {
 struct netns_ipv4 {
 	struct fib_table *fib_default; /* these two: only with CONFIG_IP_MULTIPLE_TABLES */
 	_Bool fib_has_custom_rules;
+	u8 sysctl_tcp_syn_retries; /* once an int; at most 127, so its first byte is enough */
 };
 struct netns_ipv6 {
 	struct fib6_info *fib6_null_entry;
@@ -197,6 +198,7 @@ struct sock_common {
 	u16 skc_num;
 	u16 skc_family;
 	u8 skc_state;
+	int skc_incoming_cpu;
 	possible_net_t skc_net;
 	struct in6_addr skc_v6_daddr;
 	struct in6_addr skc_v6_rcv_saddr;
@@ -234,11 +236,15 @@ struct inet_sock {
 };
 struct inet_connection_sock {
 	u8 icsk_retransmits;
+	u8 icsk_syn_retries;
+	u32 icsk_user_timeout;
 };
 
 struct tcp_sock {
 	u32 packets_out;
 	u32 total_retrans;
+	u32 segs_in;
+	u32 rcv_nxt;
 	u64 bytes_acked;
 };
 

@@ -103,6 +103,17 @@ static __always_inline int is_maker(u32 tgid, u64 start_boot_ns)
 /* Keeps the compiler from moving accesses to scratch memory out of the time when it is taken. */
 #define barrier() asm volatile("" ::: "memory")
 
+/* What can't be told: attempted and lost. */
+static __always_inline void count_lost(u32 slot)
+{
+	struct vahti_stats *count = bpf_map_lookup_elem(&stats, &slot);
+
+	if (!count)
+		return;
+	add_one(count->attempted);
+	add_one(count->lost);
+}
+
 static __always_inline int take(u32 *in_use)
 {
 	if (*(volatile u32 *)in_use)
@@ -131,8 +142,7 @@ static __always_inline int begin_record(u32 slot)
 		return 0;
 	if (take(&in_use->record))
 		return 1;
-	add_one(count->attempted);
-	add_one(count->lost);
+	count_lost(slot);
 	return 0;
 }
 

@@ -164,6 +164,8 @@ pub const KIND_PROOF: u16 = abi_constant!(HEADER_FILE, "VAHTI_KIND_PROOF") as u1
 pub const FLAG_PROOF: u32 = abi_constant!(HEADER_FILE, "VAHTI_FLAG_PROOF") as u32;
 /// Set where the socket's error was gone before it was read, and is inferred.
 pub const FLAG_ERROR_TAKEN: u32 = abi_constant!(HEADER_FILE, "VAHTI_FLAG_ERROR_TAKEN") as u32;
+/// Set on facts that happened some time before they were told, unseen.
+pub const FLAG_TOLD_LATE: u32 = abi_constant!(HEADER_FILE, "VAHTI_FLAG_TOLD_LATE") as u32;
 /// Set where the root end of the cgroup path is missing.
 pub const FLAG_PATH_TRUNCATED: u32 = abi_constant!(HEADER_FILE, "VAHTI_FLAG_PATH_TRUNCATED") as u32;
 /// Set on owners that are kernel threads.

@@ -5,9 +5,10 @@
 //! the process that called connect(), or that received from the accepted
 //! socket.
 //!
-//! Data: raw tracepoints `inet_sock_set_state`, `inet_sk_error_report` and
-//! `tcp_rcv_space_adjust`, and, for connects that the routing table refuses,
-//! `fib_table_lookup` and `fib6_table_lookup`; through a ring buffer of 1 MiB.
+//! Data: raw tracepoints `inet_sock_set_state`, `inet_sk_error_report`,
+//! `tcp_rcv_space_adjust` and `tcp_destroy_sock`, and, for connects that the
+//! routing table refuses, `fib_table_lookup` and `fib6_table_lookup`; through a
+//! ring buffer of 1 MiB.
 //! Minimum kernel: 5.8 with BTF, for `inet_sk_error_report` 5.14.
 //!
 //! Never: captures packets or payload, attributes by `current` in softirq,

@@ -35,17 +35,22 @@ const OWNER: Need = should(
     "connections that a process here began are told without that process and their duration",
 );
 
+const UNSEEN: Need = should(
+    "connection_destroy",
+    "a failure that the kernel shows to no program when it happens is not told",
+);
+
 const SIGNALS: [Signal; 8] = [
     Signal {
         observer: "network",
         subtype: "connection_refused",
-        needs: &[END, OWNER],
+        needs: &[END, OWNER, UNSEEN],
         accuracy: None,
     },
     Signal {
         observer: "network",
         subtype: "connection_timeout",
-        needs: &[END, OWNER],
+        needs: &[END, OWNER, UNSEEN],
         accuracy: None,
     },
     Signal {
@@ -54,6 +59,7 @@ const SIGNALS: [Signal; 8] = [
         needs: &[
             END,
             OWNER,
+            UNSEEN,
             should("connection_error", "what a firewall on this machine rejects is not told"),
             should("route_v4", "IPv4 connections to where no route leads are not told"),
             should("route_v6", "IPv6 connections to where no route leads are not told"),

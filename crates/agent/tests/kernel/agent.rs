@@ -175,13 +175,6 @@ impl Agent {
         serde_json::from_slice(&output.unwrap().stdout).unwrap_or_default()
     }
 
-    /// Whether it tells as many occurrences of these events within a few
-    /// seconds: a summary is due after one.
-    pub(crate) fn tells_soon(&self, count: u64, wanted: impl Fn(&Value) -> bool) -> bool {
-        let soon = Duration::from_secs(4);
-        within(soon, || occurrences(self.events(&wanted).iter()) >= count)
-    }
-
     /// Waits until it has told as many occurrences of these events.
     #[track_caller]
     pub(crate) fn tells(&self, count: u64, wanted: impl Fn(&Value) -> bool) {

@@ -23,6 +23,8 @@ pub mod slot {
     pub const RECEIVE: u32 = abi_constant!(FILE, "VAHTI_SLOT_CONNECTION_RECEIVE") as u32;
     /// `connection_error`
     pub const ERROR: u32 = abi_constant!(FILE, "VAHTI_SLOT_CONNECTION_ERROR") as u32;
+    /// `connection_destroy`
+    pub const DESTROY: u32 = abi_constant!(FILE, "VAHTI_SLOT_CONNECTION_DESTROY") as u32;
     /// `route_v4`
     pub const ROUTE_V4: u32 = abi_constant!(FILE, "VAHTI_SLOT_ROUTE_V4") as u32;
     /// `route_v6`

@@ -20,9 +20,24 @@ use crate::proof::{introduce, test_run_proof, write_self};
 pub const OBJECT: Object =
     Object { name: "network", bytes: vahti_ebpf::include_bytes_aligned!("network.bpf.o") };
 
-/// The programs, in the order in which they are attached: owners are to be
-/// known before an end is told.
-pub const PROBES: [Probe; 6] = [
+/// The programs, in the order in which they are attached. An owner that is
+/// still known when its socket is destroyed had an end that was not seen: so
+/// none is remembered before its end would be seen, and forgotten.
+pub const PROBES: [Probe; 7] = [
+    Probe {
+        program: "connection_destroy",
+        tracepoint: "tcp_destroy_sock",
+        signal: "failed connections whose end the kernel showed to no program",
+        since: KernelVersion(5, 8),
+        slot: slot::DESTROY,
+    },
+    Probe {
+        program: "connection_end",
+        tracepoint: "inet_sock_set_state",
+        signal: "failed TCP connections",
+        since: KernelVersion(5, 8),
+        slot: slot::END,
+    },
     Probe {
         program: "connection_begin",
         tracepoint: "inet_sock_set_state",
@@ -57,13 +72,6 @@ pub const PROBES: [Probe; 6] = [
         signal: "IPv6 connections to where no route leads",
         since: KernelVersion(5, 8),
         slot: slot::ROUTE_V6,
-    },
-    Probe {
-        program: "connection_end",
-        tracepoint: "inet_sock_set_state",
-        signal: "failed TCP connections",
-        since: KernelVersion(5, 8),
-        slot: slot::END,
     },
 ];
 

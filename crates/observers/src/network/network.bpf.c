@@ -9,6 +9,10 @@
  * Two programs share one tracepoint on purpose. Since 6.1 the kernel skips a program that it has
  * interrupted in the middle; before, such a run finds its scratch memory taken. The long one (begin) runs
  * in process context, so a softirq that interrupts it still finds the other (end) free.
+ *
+ * A kernel may hide a process of its own from tracing (seen: a sandbox's pid 1), and with it whatever a
+ * softirq does that interrupts it. So nothing here relies on a softirq alone: connection_end forgets a socket's owner, and whose owner is still known when
+ * its process disconnects or closes the socket has ended unseen. Then the socket itself is asked.
  */
 #include "vahti.bpf.h"
 #include "network.h"
@@ -23,11 +27,16 @@ struct {
 struct socket_owner {
 	struct vahti_owner owner;
 	u64 begin_boot_ns;
-	u32 kind;
-	u32 noted_err; /* what its process may have been told before the socket closed */
+	u16 kind;
+	u16 peer_port; /* of connect(), host order: the socket forgets it when it is disconnected */
+	u16 noted_err; /* what its process may have been told before the socket closed */
+	u16 stood;     /* the peer answered connect() */
 };
 
-/* By address of the socket. Forgotten when it closes; evicted oldest first. */
+/*
+ * By address of the socket. Forgotten when it closes, by connection_end, and at the latest when it is
+ * destroyed; evicted oldest first.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
@@ -95,6 +104,16 @@ static __always_inline void describe_current(struct vahti_owner *owner, u32 slot
 	remember_path(cgroup, id, slot);
 }
 
+/*
+ * A socket begins anew whose owner was still known: its last end was seen by nobody, and what it was can
+ * no longer be told. From 5.14 on connection_error tells it before, when the socket is disconnected.
+ */
+static __always_inline void count_forgotten(u64 key)
+{
+	if (bpf_map_lookup_elem(&owners, &key))
+		count_lost(VAHTI_SLOT_CONNECTION_BEGIN);
+}
+
 /* connect() and listen() call this in process context; an accepted socket begins without an owner. */
 SEC("raw_tp/inet_sock_set_state")
 int connection_begin(u64 *ctx)
@@ -110,8 +129,10 @@ int connection_begin(u64 *ctx)
 
 		if (!is_tcp(sk))
 			return 0;
+		count_forgotten(key);
 		describe_current(&begun.owner, VAHTI_SLOT_CONNECTION_BEGIN);
 		begun.kind = VAHTI_OWNER_CONNECT;
+		begun.peer_port = big_endian(read(sk->__sk_common.skc_dport));
 		begun.begin_boot_ns = bpf_ktime_get_boot_ns();
 		bpf_map_update_elem(&owners, &key, &begun, BPF_ANY);
 	} else if (new_state == TCP_LISTEN) {
@@ -120,6 +141,8 @@ int connection_begin(u64 *ctx)
 
 		if (!is_tcp(sk))
 			return 0;
+		count_forgotten(key);
+		bpf_map_delete_elem(&owners, &key);
 		describe_current(&owner, VAHTI_SLOT_CONNECTION_BEGIN);
 		bpf_map_update_elem(&listeners, &listener, &owner, BPF_ANY);
 	} else if (new_state == TCP_SYN_RECV) {
@@ -146,6 +169,9 @@ int connection_receive(u64 *ctx)
 	/* In-kernel readers (strparser, kTLS) come here in softirq; a system call holds the socket's lock. */
 	if (!read(sk->sk_lock.owned) || !is_tcp(sk))
 		return 0;
+	/* What was left to read: its end was told already. */
+	if (read(sk->__sk_common.skc_state) == TCP_CLOSE)
+		return 0;
 	describe_current(&learned.owner, VAHTI_SLOT_CONNECTION_RECEIVE);
 	if (learned.owner.flags & VAHTI_OWNER_KERNEL_THREAD)
 		return 0;
@@ -155,14 +181,40 @@ int connection_receive(u64 *ctx)
 }
 
 /*
+ * The error that a connect() must have ended with, where the socket no longer has it. Whom a segment
+ * reached was refused: all others end the attempt without one. Who has sent as many SYNs as it may had no
+ * answer. What is left was ended by ICMP, most often this machine's own, as the peer has no neighbour
+ * entry; an ICMP "port unreachable" (which is ECONNREFUSED) looks just the same.
+ *
+ * tcp_disconnect() leaves these fields alone, but for segs_in and the port (net/ipv4/tcp.c, 5.10 to 7.3).
+ */
+static __always_inline int inferred_error(struct sock *sk)
+{
+	struct inet_connection_sock *connection = (void *)sk;
+	struct tcp_sock *tcp = (void *)sk;
+	struct net *net = read(sk->__sk_common.skc_net.net);
+	u8 resent = read(connection->icsk_retransmits), limit = read(connection->icsk_syn_retries);
+	int connected = read(sk->__sk_common.skc_dport);
+	int soft = read(sk->sk_err_soft);
+
+	/* The second holds for the socket's whole life, and is -1 before a segment has come. */
+	if (connected ? read(tcp->segs_in) != 0 : read(sk->__sk_common.skc_incoming_cpu) >= 0)
+		return ECONNREFUSED;
+	if (!limit)
+		limit = read(net->ipv4.sysctl_tcp_syn_retries);
+	if (resent && (resent >= limit || read(connection->icsk_user_timeout)))
+		return soft ? soft : ETIMEDOUT;
+	return EHOSTUNREACH;
+}
+
+/*
  * The error that a connect() ended with. A process that closes or disconnects its socket holds it; a soft
  * error that is still there then was not taken by anyone. Where nobody holds it, the kernel gave up, so
  * there was an error: if it is gone, a process that polls has taken it (SO_ERROR) before the kernel came
- * to close the socket. Which it was is inferred: what is not answered is sent again, what is refused is not.
+ * to close the socket.
  */
 static __always_inline int connect_error(struct sock *sk, u64 key, u32 *flags)
 {
-	struct inet_connection_sock *connection = (void *)sk;
 	int err = read(sk->sk_err), held = read(sk->sk_lock.owned);
 	struct socket_owner *known;
 
@@ -174,7 +226,7 @@ static __always_inline int connect_error(struct sock *sk, u64 key, u32 *flags)
 	if (held)
 		return 0;
 	*flags |= VAHTI_FLAG_ERROR_TAKEN;
-	return read(connection->icsk_retransmits) ? ETIMEDOUT : ECONNREFUSED;
+	return inferred_error(sk);
 }
 
 /*
@@ -230,6 +282,8 @@ static __always_inline void fill_owner(struct network_connection *c, struct sock
 		c->owner = known->owner;
 		c->owner_kind = known->kind;
 		c->begin_boot_ns = known->begin_boot_ns;
+		if (!c->peer_port)
+			c->peer_port = known->peer_port;
 		return;
 	}
 	struct listener listener = listener_of(sk);
@@ -273,20 +327,44 @@ static __always_inline void tell_end(struct sock *sk, int old_state, int err, u3
 }
 
 /*
- * connection_end takes what is known of a socket with it. What is known still, once the socket is closed
- * and its error is reported, was closed while connection_end was at work on this CPU already: the timers
- * of many connections end in the softirq that interrupts one close(). The kernel skipped it then, so it
- * is told here. Before 6.10 a timeout was reported before the close, and is only counted as missed.
+ * Whether the peer ever answered this connect(). A SYN-ACK gives the socket a sequence number to expect,
+ * which connect() sets to 0 and which stays also when the socket is disconnected. That number may be 0 by
+ * chance; so what connection_end saw counts too, and so does what was acknowledged.
  */
-static __always_inline void tell_missed(struct sock *sk, u64 key, struct socket_owner *known)
+static __always_inline int has_stood(struct sock *sk, struct socket_owner *known)
 {
 	struct tcp_sock *tcp = (void *)sk;
-	int stood = known->kind != VAHTI_OWNER_CONNECT || read(tcp->bytes_acked);
-	int old_state = stood ? TCP_ESTABLISHED : TCP_SYN_SENT;
+
+	return known->kind != VAHTI_OWNER_CONNECT || known->stood || read(tcp->rcv_nxt) ||
+	       read(tcp->bytes_acked);
+}
+
+/*
+ * connection_end takes what is known of a socket with it. What is known still, once the socket is closed,
+ * was closed unseen: while connection_end was at work on this CPU already (the timers of many connections
+ * end in the softirq that interrupts one close(), and the kernel skips the program then), or in a softirq
+ * for which the kernel ran no program at all. A connect() that was never answered failed, as its process
+ * can't have given it up: that is seen. Whether a connection that stood failed is no longer known, as its
+ * socket is shut down by now in any case: it is counted, unless nobody used it any more.
+ */
+static __always_inline void tell_unseen(struct sock *sk, u64 key, struct socket_owner *known, u32 slot,
+					u32 flags)
+{
 	int err = read(sk->sk_err);
 
-	if (err && is_failure(sk, old_state, err))
-		tell_end(sk, old_state, err, VAHTI_SLOT_CONNECTION_ERROR, 0);
+	if (has_stood(sk, known)) {
+		if (err != EPIPE && err != ECONNABORTED && (read(sk->sk_socket) || read(sk->sk_lock.owned)))
+			count_lost(slot);
+	} else {
+		if (!err)
+			err = known->noted_err;
+		if (!err) {
+			flags |= VAHTI_FLAG_ERROR_TAKEN;
+			err = inferred_error(sk);
+		}
+		if (is_failure(sk, TCP_SYN_SENT, err))
+			tell_end(sk, TCP_SYN_SENT, err, slot, flags);
+	}
 	bpf_map_delete_elem(&owners, &key);
 }
 
@@ -314,7 +392,10 @@ int connection_error(u64 *ctx)
 	if (!known)
 		return 0;
 	if (state == TCP_CLOSE) {
-		tell_missed(sk, key, known);
+		/* Without a port its process disconnects it: the end of a connect() that failed, or of its retry. */
+		u32 flags = read(sk->__sk_common.skc_dport) ? 0 : VAHTI_FLAG_TOLD_LATE;
+
+		tell_unseen(sk, key, known, VAHTI_SLOT_CONNECTION_ERROR, flags);
 		return 0;
 	}
 	err = read(sk->sk_err);
@@ -339,12 +420,38 @@ int connection_end(u64 *ctx)
 
 	if (ctx[0] == VAHTI_TEST_RUN_MAGIC)
 		return prove(&ring, VAHTI_SLOT_CONNECTION_END);
+	if (new_state == TCP_ESTABLISHED && old_state == TCP_SYN_SENT) {
+		struct socket_owner *known = bpf_map_lookup_elem(&owners, &key);
+
+		if (known)
+			known->stood = 1;
+		return 0;
+	}
 	if (new_state != TCP_CLOSE || !is_tcp(sk))
 		return 0;
 	err = old_state == TCP_SYN_SENT ? connect_error(sk, key, &flags) : read(sk->sk_err);
 	if (is_failure(sk, old_state, err))
 		tell_end(sk, old_state, err, VAHTI_SLOT_CONNECTION_END, flags);
 	bpf_map_delete_elem(&owners, &key);
+	return 0;
+}
+
+/*
+ * The last that is heard of a socket: in close(), or, where its process had closed it before it ended, in
+ * a softirq. Tracepoint since 4.16.
+ */
+SEC("raw_tp/tcp_destroy_sock")
+int connection_destroy(u64 *ctx)
+{
+	struct sock *sk = (void *)ctx[0];
+	u64 key = (u64)sk;
+	struct socket_owner *known;
+
+	if (ctx[0] == VAHTI_TEST_RUN_MAGIC)
+		return prove(&ring, VAHTI_SLOT_CONNECTION_DESTROY);
+	known = bpf_map_lookup_elem(&owners, &key);
+	if (known)
+		tell_unseen(sk, key, known, VAHTI_SLOT_CONNECTION_DESTROY, VAHTI_FLAG_TOLD_LATE);
 	return 0;
 }
 

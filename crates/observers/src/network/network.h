@@ -15,6 +15,7 @@
 #define VAHTI_SLOT_CONNECTION_ERROR 3
 #define VAHTI_SLOT_ROUTE_V4 4
 #define VAHTI_SLOT_ROUTE_V6 5
+#define VAHTI_SLOT_CONNECTION_DESTROY 6
 
 /* How the owner of a socket was learned. */
 #define VAHTI_OWNER_UNKNOWN 0

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use vahti_ebpf::abi::{FLAG_ERROR_TAKEN, KIND_PROOF};
+use vahti_ebpf::abi::{FLAG_ERROR_TAKEN, FLAG_TOLD_LATE, Header, KIND_PROOF};
 use vahti_runtime::event::{
     CONNECTION_ABANDONED, CONNECTION_REFUSED, CONNECTION_RESET, CONNECTION_TIMEOUT,
     CONNECTION_UNREACHABLE, Endpoint, ErrorInfo, Event, EventData, EventKind, Network, NetworkType,
@@ -76,8 +76,7 @@ impl NetworkProcessor {
         let reason = match connection.owner_kind {
             owner_kind::LISTEN => Some("owner_is_listener"),
             _ if event.process.is_none() => Some("owner_unknown"),
-            _ if connection.header.flags & FLAG_ERROR_TAKEN != 0 => Some("error_inferred"),
-            _ => named.unresolved,
+            _ => doubt(&connection.header).or(named.unresolved),
         };
         event.unresolved = reason.map(|reason| Unresolved { reason });
     }
@@ -99,6 +98,17 @@ impl EventProcessor for NetworkProcessor {
             KIND_PROOF => Ok(Output::Nothing),
             _ => Err(malformed("a kind that is not of this observer", record.bytes)),
         }
+    }
+}
+
+/// What of the end itself is not known.
+fn doubt(header: &Header) -> Option<&'static str> {
+    let has = |flag| header.flags & flag != 0;
+    match (has(FLAG_TOLD_LATE), has(FLAG_ERROR_TAKEN)) {
+        (true, true) => Some("told_late_error_inferred"),
+        (true, false) => Some("told_late"),
+        (false, true) => Some("error_inferred"),
+        (false, false) => None,
     }
 }
 
@@ -160,9 +170,11 @@ fn error_of(connection: &Connection, ending: &Ending) -> Option<ErrorInfo> {
 }
 
 /// How long the attempt took; how long a connection stood is not a failure's.
+/// Nor is it known of an end that was told late.
 fn duration(connection: &Connection) -> Option<u64> {
     let begun = connection.begin_boot_ns != 0 && connection.old_state == TCP_SYN_SENT;
-    begun.then(|| {
+    let on_time = connection.header.flags & FLAG_TOLD_LATE == 0;
+    (begun && on_time).then(|| {
         let end = connection.header.boot_ns;
         end.saturating_sub(connection.begin_boot_ns)
     })
