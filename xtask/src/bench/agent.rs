@@ -13,7 +13,7 @@ use serde_json::Value;
 use vahti_exporters::store::Reader;
 
 use super::faults::{be_refused, closed_port, storm as refused_storm};
-use super::process::{Agent, BpfStats, Keep, each_line};
+use super::process::{Agent, BpfStats, Keep, Usage, each_line};
 
 const FAULTS: u32 = 1_000;
 const STORM_PER_SECOND: u64 = 20_000;
@@ -226,13 +226,19 @@ fn storm_to(to: &str, keep: Keep) -> Result<(), String> {
         std::fs::remove_file(&file).map_err(|e| e.to_string())?;
     }
     let (occurrences, lines) = counted.lock().map(|c| *c).unwrap_or_default();
-    let seconds = STORM_TIME.as_secs_f64();
     let kept = if keep == Keep::Store { "and the store   " } else { "" };
     // Nobody reads /dev/null: the ledger tells, of all that failed meanwhile.
     let is_read = to != "/dev/null";
     let told = if is_read { occurrences } else { delivered(&ledger) - delivered_before };
     let lines = if is_read { format!("lines {lines}") } else { "(by the ledger)".into() };
     println!("  to {to:<9} {kept}made {made}   told {told}   {lines}");
+    print_cost(used, rss);
+    print_missing(made, told, is_read, network);
+    Ok(())
+}
+
+fn print_cost(used: Usage, rss: u64) {
+    let seconds = STORM_TIME.as_secs_f64();
     let cpu = used.cpu.as_secs_f64() / seconds * 100.0;
     println!(
         "  {:12} CPU {cpu:.2} % of a core ({})   eBPF {:.2} % (billed to the callers)   RSS at most {:.1} MiB ({})",
@@ -242,6 +248,9 @@ fn storm_to(to: &str, keep: Keep) -> Result<(), String> {
         mib(rss),
         bar("20 MiB", mib(rss) <= 20.0),
     );
+}
+
+fn print_missing(made: u64, told: u64, is_read: bool, network: &Value) {
     let (reasons, explained) = given_up(network);
     let missing = i128::from(made) - i128::from(told);
     // The ledger can't tell what others did meanwhile apart.
@@ -264,7 +273,6 @@ fn storm_to(to: &str, keep: Keep) -> Result<(), String> {
         lane["delivered"]["occurrences"],
         lane["difference"],
     );
-    Ok(())
 }
 
 /// Whether a figure is as good as is promised, so that nobody has to compare.
