@@ -257,7 +257,7 @@ fn print_missing(made: u64, told: u64, is_read: bool, network: &Value) {
     let missing = if is_read { missing } else { missing.max(0) };
     let is_explained = (0..=i128::from(explained)).contains(&missing);
     println!(
-        "  {:12} made - told {missing} ({})   missed, but told {}   given up: {reasons}",
+        "  {:12} made - told {missing} ({})   missed {}   given up: {reasons}",
         "",
         bar("0, or given up and < 0.1 %", is_explained && missing * 1000 < i128::from(made)),
         network["kernel"]["missed"],

@@ -12,7 +12,8 @@ use crate::network::{ClosedPort, name, of, pick};
 use crate::role::Role;
 
 /// What was given up before it was delivered, of all observers. Not what was
-/// `missed`: ends that the kernel skipped a program for are told all the same.
+/// `missed`: an end that the kernel skipped a program for is told all the same,
+/// or counted as lost.
 fn given_up(ledger: &Value) -> u64 {
     members(&ledger["observers"])
         .map(|o| {
