@@ -54,8 +54,9 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     let deadline = config.limits.drain_deadline.0;
     let supervisor = observers
         .iter()
-        .chain(gap.iter().map(|gap| &gap.runtime))
         .fold(Supervisor::new(emitters.clone(), deadline), |s, o| s.observer(Arc::clone(o)));
+    let supervisor =
+        gap.iter().fold(supervisor, |supervisor, gap| supervisor.beside(Arc::clone(&gap.runtime)));
     let enabled = wiring::enabled(&config);
     if let Some(store) = &store {
         let running = Arc::clone(&running);

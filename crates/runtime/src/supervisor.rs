@@ -23,6 +23,8 @@ use crate::shutdown::{Shutdown, ShutdownTrigger, channel};
 #[derive(Debug)]
 pub struct Supervisor {
     observers: Vec<Arc<ObserverRuntime>>,
+    /// The names of those that do not count.
+    beside: Vec<String>,
     emitters: Vec<EmitterHandle>,
     drain_deadline: Duration,
 }
@@ -34,8 +36,8 @@ pub struct Report {
     pub failed: Vec<RunError>,
     /// Whether a fail_fast observer ended the program.
     pub failed_fast: bool,
-    /// Whether, before the shutdown began, all observers had failed that had not
-    /// come to their end.
+    /// Whether all observers had failed before the shutdown began; those beside
+    /// them do not count.
     pub all_failed: bool,
     /// The emitters that did not end in time and were left behind.
     pub stuck_emitters: Vec<String>,
@@ -54,7 +56,7 @@ impl Supervisor {
     /// deadline.
     #[must_use]
     pub fn new(emitters: Vec<EmitterHandle>, drain_deadline: Duration) -> Self {
-        Supervisor { observers: Vec::new(), emitters, drain_deadline }
+        Supervisor { observers: Vec::new(), beside: Vec::new(), emitters, drain_deadline }
     }
 
     /// Adds an observer.
@@ -64,13 +66,25 @@ impl Supervisor {
         self
     }
 
+    /// Adds an observer that has a task beside the others': a program in which
+    /// all others have failed has failed, whatever became of this one.
+    #[must_use]
+    pub fn beside(mut self, observer: Arc<ObserverRuntime>) -> Self {
+        self.beside.push(observer.name().to_owned());
+        self.observer(observer)
+    }
+
+    fn is_beside(&self, name: &str) -> bool {
+        self.beside.iter().any(|beside| beside == name)
+    }
+
     /// Runs until the shutdown begins, every observer has ended, or one that
     /// is fail_fast failed; then drains.
     pub async fn run(self, shutdown: Shutdown) -> Report {
         let (trigger, inner) = channel();
         let mut runs = JoinSet::new();
         let mut names = HashMap::new();
-        let observers = self.observers.len();
+        let observers = self.observers.len() - self.beside.len();
         for observer in &self.observers {
             let task = runs.spawn(Arc::clone(observer).run(inner.clone()));
             names.insert(task.id(), observer);
@@ -82,21 +96,18 @@ impl Supervisor {
             watchers.spawn(emitter.supervise());
         }
         let mut report = Report::default();
-        let mut ended_well = 0;
+        let mut failed = 0;
         while let Some(ended) = runs.join_next().await {
             let result = ended.unwrap_or_else(|crash| Err(crashed(names.get(&crash.id()), &crash)));
-            let Err(error) = result else {
-                ended_well += 1;
-                continue;
-            };
+            let Err(error) = result else { continue };
+            failed += usize::from(!self.is_beside(error.observer()));
             if error.is_fail_fast() {
                 report.failed_fast = true;
                 trigger.begin();
             }
             report.failed.push(error);
         }
-        let failed = report.failed.len();
-        report.all_failed = failed > 0 && failed + ended_well == observers && !shutdown.has_begun();
+        report.all_failed = observers > 0 && failed == observers && !shutdown.has_begun();
         forward.abort();
         let deadline = inner.begun_at() + self.drain_deadline;
         // What lanes hold first: durable emitters are served from what comes of it.

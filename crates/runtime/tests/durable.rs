@@ -3,14 +3,15 @@
 #![cfg(not(shuttle))]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-mod common;
+#[path = "stage/misbehaving.rs"]
+mod misbehaving;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use common::{CRITICAL, Gate, NORMAL, until};
+use misbehaving::{CRITICAL, Gate, NORMAL, until};
 use tokio::sync::watch;
 use vahti_runtime::delivery::{EmitterConfig, EmitterHandle, EmitterState};
 use vahti_runtime::durable::{DurableCursor, DurableLog, LogError, Owed, Settled};

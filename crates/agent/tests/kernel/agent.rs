@@ -248,6 +248,8 @@ impl Agent {
         self.readers.drain(..).for_each(|reader| reader.join().unwrap());
         let printed = std::mem::take(&mut *self.printed());
         assert_eq!(status.code(), Some(0), "{}", printed.log);
+        // The ledger once more, with all that the drain did.
+        assert!(!printed.log.contains("does not add up"), "{}", printed.log);
         Told { raw: printed.raw, events: printed.events }
     }
 
