@@ -533,6 +533,7 @@ impl Shared {
                 }
                 Err(trouble) => trouble,
             };
+            let is_unsure = writer.is_unsure;
             let corrupt = matches!(trouble, Trouble::Corrupt(_));
             let why = trouble.to_string();
             self.note(inner, trouble);
@@ -541,7 +542,8 @@ impl Shared {
             }
             // It may have been written all the same: the file knows.
             let wanted = before.last_seq() + batch.len() as u64;
-            if self.ready(inner).is_ok()
+            if is_unsure
+                && self.ready(inner).is_ok()
                 && inner.writer.as_ref().is_some_and(|writer| writer.has_committed(wanted))
             {
                 return Ok(());

@@ -154,11 +154,13 @@ impl DurableCursor for Log {
 /// to be delivered.
 type Answer = dyn Fn(&[u64]) -> Option<EmitOutcome> + Send + Sync;
 
+type Try = (Instant, Vec<u64>);
+
 /// What an emitter was given, and when.
 #[derive(Clone)]
 struct Wire {
     answer: Arc<Answer>,
-    tried: Arc<Mutex<Vec<(Instant, Vec<u64>)>>>,
+    tried: Arc<Mutex<Vec<Try>>>,
     delivered: Arc<Mutex<Vec<u64>>>,
     made: Arc<AtomicU64>,
     closed: Arc<AtomicU64>,
