@@ -23,6 +23,7 @@ const FILES: &[(&str, &str, u32)] = &[
     ("docs/config.md", "usr/share/doc/vahti/docs/config.md", 0o644),
     ("docs/events.md", "usr/share/doc/vahti/docs/events.md", 0o644),
     ("docs/ledger.md", "usr/share/doc/vahti/docs/ledger.md", 0o644),
+    ("docs/store.md", "usr/share/doc/vahti/docs/store.md", 0o644),
     ("docs/security.md", "usr/share/doc/vahti/docs/security.md", 0o644),
     ("docs/troubleshoot.md", "usr/share/doc/vahti/docs/troubleshoot.md", 0o644),
     ("deploy/debian/lintian-overrides", "usr/share/lintian/overrides/vahti", 0o644),

@@ -1,13 +1,16 @@
 //! The command line. Parsing touches no port, no file and no kernel.
 
 use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use vahti_exporters::Format;
+use vahti_runtime::event::EventKind;
 
 use crate::config::LogLevel;
+use crate::config::problem::nearest;
 use crate::config::settings::{Emit, Observer, Overrides};
 use crate::history::Moment;
 
@@ -100,7 +103,8 @@ Examples:
   vahti run --config /etc/vahti/vahti.yaml";
 
 const DOCTOR_EXAMPLES: &str = "\
-Exits with 0 if every signal can be seen, with 1 if one can't.
+Exits with 0 if every signal can be seen and the store can be used, else with 1.
+Environment: VAHTI_CONFIG, VAHTI_STORE, VAHTI_SOCKET.
 
 Examples:
   vahti doctor
@@ -122,7 +126,12 @@ Examples:
   vahti schema event > event.schema.json";
 
 const EVENTS_EXAMPLES: &str = "\
-Moments: how long ago (30s, 5m, 2h, 7d) or 2026-11-22T14:00:00Z.
+Moments: how long ago (30s, 5m, 2h, 7d), or a day or moment in UTC (2026-11-22,
+2026-11-22T14:00:00Z). A time is when it happened, not when it was stored.
+
+Oldest first, by time. With --follow, the newest so many first, then what is
+committed from now on, in that order, until Ctrl-C or until nobody reads.
+
 Environment: VAHTI_STORE.
 
 Examples:
@@ -132,6 +141,9 @@ Examples:
   vahti events --severity error --severity fatal --follow";
 
 const WHY_EXAMPLES: &str = "\
+The line that begins with > is the event that was asked for; what it caused
+stands below it. `vahti events --trace` shows all of a trace, causes or not.
+
 Environment: VAHTI_STORE.
 
 Examples:
@@ -178,6 +190,33 @@ pub(crate) enum SchemaCommand {
     Event,
 }
 
+/// The arguments of `vahti doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Prints JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The configuration file of the agent: how its memory is divided, where
+    /// its store is and how large it may become.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The store's folder, or none; that of the configuration if not given.
+    #[arg(long, value_name = "PATH")]
+    store: Option<PathBuf>,
+    /// The socket of an agent that runs beside it, and that can't be found
+    /// by itself: it is told which faults are made on purpose.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+}
+
+impl DoctorArgs {
+    /// What it says about the configuration.
+    pub(crate) fn overrides(&self) -> Overrides {
+        let (config, store) = (self.config.clone(), self.store.clone());
+        Overrides { config, store, ..Overrides::default() }
+    }
+}
+
 /// The arguments of `vahti events`.
 #[derive(Debug, Args)]
 pub(crate) struct EventsArgs {
@@ -188,16 +227,16 @@ pub(crate) struct EventsArgs {
     #[arg(long, value_name = "MOMENT", conflicts_with = "follow")]
     pub(crate) until: Option<Moment>,
     /// Of this type, such as network.
-    #[arg(long = "type", value_name = "TYPE")]
+    #[arg(long = "type", value_name = "TYPE", value_parser = event_type)]
     pub(crate) event_type: Option<String>,
     /// Of this subtype, such as connection_refused.
-    #[arg(long, value_name = "SUBTYPE")]
+    #[arg(long, value_name = "SUBTYPE", value_parser = subtype)]
     pub(crate) subtype: Option<String>,
     /// Of this severity: debug, info, warning, error or fatal. May be given
     /// several times.
     #[arg(long, value_name = "SEVERITY", value_delimiter = ',')]
     pub(crate) severity: Vec<SeverityName>,
-    /// Of this pod, namespace/name.
+    /// Of this pod, namespace/name; no event has one in this version.
     #[arg(long, value_name = "POD")]
     pub(crate) pod: Option<String>,
     /// Of this container: its id, or how it begins.
@@ -207,10 +246,10 @@ pub(crate) struct EventsArgs {
     #[arg(long, value_name = "PROCESS")]
     pub(crate) process: Option<String>,
     /// With this peer: its address, or its address and port.
-    #[arg(long, value_name = "PEER")]
+    #[arg(long, value_name = "PEER", value_parser = peer)]
     pub(crate) peer: Option<String>,
-    /// Of this trace.
-    #[arg(long, value_name = "TRACE")]
+    /// Of this trace: 32 hexadecimal digits.
+    #[arg(long, value_name = "TRACE", value_parser = trace)]
     pub(crate) trace: Option<String>,
     /// The newest so many; 0 for all.
     #[arg(long, value_name = "N", default_value_t = 100)]
@@ -221,24 +260,9 @@ pub(crate) struct EventsArgs {
     /// text or json; text on a terminal and json elsewhere, if not given.
     #[arg(long, value_name = "FORMAT", value_parser = format)]
     pub(crate) format: Option<Format>,
-    /// The store's folder; /var/lib/vahti if not given.
+    /// The store's folder; /var/lib/vahti, or the user's own, if not given.
     #[arg(long, value_name = "PATH")]
     pub(crate) store: Option<PathBuf>,
-}
-
-/// The arguments of `vahti doctor`.
-#[derive(Debug, Args)]
-pub(crate) struct DoctorArgs {
-    /// Prints JSON.
-    #[arg(long)]
-    pub(crate) json: bool,
-    /// The configuration whose division of memory is told.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) config: Option<PathBuf>,
-    /// The socket of an agent that runs beside it, and that can't be found
-    /// by itself: it is told which faults are made on purpose.
-    #[arg(long, value_name = "PATH")]
-    pub(crate) socket: Option<PathBuf>,
 }
 
 /// A severity's word.
@@ -265,12 +289,12 @@ impl FromStr for SeverityName {
 /// The arguments of `vahti why`.
 #[derive(Debug, Args)]
 pub(crate) struct WhyArgs {
-    /// The event's id.
+    /// The event's id, or how it begins.
     pub(crate) id: String,
     /// Prints JSON.
     #[arg(long)]
     pub(crate) json: bool,
-    /// The store's folder; /var/lib/vahti if not given.
+    /// The store's folder; /var/lib/vahti, or the user's own, if not given.
     #[arg(long, value_name = "PATH")]
     pub(crate) store: Option<PathBuf>,
 }
@@ -287,7 +311,7 @@ pub(crate) struct LedgerArgs {
     /// The socket of the agent; /run/vahti/vahti.sock as root.
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
-    /// The store's folder; /var/lib/vahti if not given.
+    /// The store's folder; /var/lib/vahti, or the user's own, if not given.
     #[arg(long, value_name = "PATH")]
     pub(crate) store: Option<PathBuf>,
 }
@@ -340,6 +364,42 @@ fn format(text: &str) -> Result<Format, String> {
         "json" => Ok(Format::Json),
         _ => Err("must be text or json".to_owned()),
     }
+}
+
+fn event_type(text: &str) -> Result<String, String> {
+    one_of(text, EventKind::ALL.iter().map(|kind| kind.event_type()).collect())
+}
+
+fn subtype(text: &str) -> Result<String, String> {
+    one_of(text, EventKind::ALL.iter().map(|kind| kind.subtype()).collect())
+}
+
+/// One that there is: a name with a mistake in it would find nothing, and that
+/// looks like a quiet machine.
+fn one_of(text: &str, mut known: Vec<&'static str>) -> Result<String, String> {
+    known.dedup();
+    if known.contains(&text) {
+        return Ok(text.to_owned());
+    }
+    let meant = nearest(text, &known).map(|word| format!("; did you mean {word}?"));
+    Err(format!("must be one of {}{}", known.join(", "), meant.unwrap_or_default()))
+}
+
+/// In the form in which the store has it.
+fn peer(text: &str) -> Result<String, String> {
+    if let Ok(peer) = text.parse::<SocketAddr>() {
+        return Ok(peer.to_string());
+    }
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    bare.parse::<IpAddr>().map(|address| address.to_string()).map_err(|_| {
+        "must be an address, or an address and port: 10.0.0.7, 10.0.0.7:5432, [2001:db8::1]:443"
+            .to_owned()
+    })
+}
+
+fn trace(text: &str) -> Result<String, String> {
+    let is_whole = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_whole.then(|| text.to_ascii_lowercase()).ok_or("must be 32 hexadecimal digits".to_owned())
 }
 
 #[cfg(test)]

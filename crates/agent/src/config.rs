@@ -5,7 +5,7 @@
 
 pub(crate) mod example;
 pub(crate) mod load;
-mod problem;
+pub(crate) mod problem;
 pub(crate) mod settings;
 mod tree;
 mod typed;
@@ -23,15 +23,15 @@ use vahti_exporters::{FileConfig, Format};
 use vahti_runtime::config as runtime;
 use vahti_runtime::config::InvalidField;
 use vahti_runtime::config::bounds::{Bounded, Checked, TextBound, describe};
-use vahti_runtime::event::EventKind;
+use vahti_runtime::event::{AGENT_GAP, EventKind};
 use vahti_runtime::units::{ByteSize, HumanDuration};
 
 use crate::budget::{self, Division};
 
 /// Everything that can be set about vahti. A value on the command line goes
 /// before one in this file, this file before the environment (VAHTI_NODE_NAME,
-/// VAHTI_LOG, VAHTI_OBSERVERS, VAHTI_EMIT), the environment before the
-/// defaults.
+/// VAHTI_LOG, VAHTI_OBSERVERS, VAHTI_EMIT, VAHTI_STORE), the environment before
+/// the defaults.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(title = "Configuration of vahti", transform = describe::<Config>)]
@@ -45,8 +45,8 @@ pub(crate) struct Config {
     pub(crate) log: LogLevel,
     /// What is watched.
     pub(crate) observers: Observers,
-    /// Where events go: 1 to 16 of them. Each has a queue for each observer; a
-    /// slow one holds up no other.
+    /// Where events go: 1 to 16 of them. Each has a queue for each observer, or is
+    /// served from the store; a slow one holds up no other.
     pub(crate) emitters: Emitters,
     /// What is kept on this node: the history that `vahti events` shows, and
     /// the log that durable emitters are served from.
@@ -352,7 +352,9 @@ impl Bounded for StoreSettings {
     }
 
     fn check(&self, checked: &mut Checked) {
-        self.to_store(self.path.clone().unwrap_or_else(|| "unset".into())).check(checked);
+        let path = self.path.as_deref().unwrap_or(Path::new("unset")).to_string_lossy();
+        checked.filled("path", &path, "the path of a folder, or none");
+        self.to_store("checked".into()).check(checked);
     }
 }
 
@@ -489,7 +491,9 @@ fn check_rules(checked: &mut Checked, observer: &str, sampling: &runtime::Sampli
 
 /// The types of the events that there are.
 fn event_types() -> Vec<&'static str> {
-    let mut types: Vec<_> = EventKind::ALL.iter().map(|kind| kind.event_type()).collect();
+    // What the agent tells about itself is never sampled.
+    let observed = EventKind::ALL.iter().filter(|kind| ***kind != AGENT_GAP);
+    let mut types: Vec<_> = observed.map(|kind| kind.event_type()).collect();
     types.dedup();
     types
 }

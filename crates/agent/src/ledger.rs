@@ -4,7 +4,7 @@
 //! answers may be of another version.
 
 use serde_json::{Value, json};
-use vahti_exporters::store::{Filter, Reader};
+use vahti_exporters::store::{Filter, Reader, State};
 use vahti_runtime::clock::rfc3339;
 use vahti_runtime::event::escape_text;
 
@@ -32,7 +32,7 @@ pub(crate) fn ledger(args: &LedgerArgs) -> Outcome {
     }
     history::follow(reader, args.store.clone(), seen, |reader, after| {
         let filter = Filter { after_seq: Some(after), limit: Some(1_000), ..Filter::default() };
-        let rows = reader.events(&filter).map_err(history::unreadable)?;
+        let rows = reader.events(&filter)?;
         let mut out = String::new();
         for row in &rows {
             let event: Value = serde_json::from_str(&row.json).unwrap_or_default();
@@ -48,7 +48,7 @@ pub(crate) fn ledger(args: &LedgerArgs) -> Outcome {
             }
         }
         let more = rows.len() == 1_000;
-        Ok((rows.last().map(|row| row.seq), more, print_some(out.as_bytes())?))
+        Ok((rows.last().map(|row| row.seq), more, print_some(out.as_bytes())))
     })
 }
 
@@ -66,16 +66,24 @@ fn accounting(args: &LedgerArgs) -> Result<(Value, String), Failed> {
         }
         Err(why) => why,
     };
-    let no_store = |more: String| Failed::failure(format!("{why}; and its store: {more}"));
     let path = store_path::to_read(args.store.clone())?;
-    let reader = Reader::open(&path).map_err(|error| no_store(error.to_string()))?;
-    let snapshot = reader.snapshot().map_err(history::unreadable)?;
+    let no_store = |more: Failed| more.after(&format!("{why}; and its store: "));
+    let unreadable = |error| no_store(store_path::why_unreadable(&path, &error));
+    let snapshot = Reader::open(&path).and_then(|reader| reader.snapshot()).map_err(unreadable)?;
     let Some(snapshot) = snapshot else {
-        return Err(no_store("no ledger was committed to it yet".to_owned()));
+        return Err(no_store(Failed::failure("no ledger was committed to it yet")));
     };
-    let ledger: Value = serde_json::from_str(&snapshot.json).unwrap_or_default();
-    let how = if snapshot.running { "did not end as it should" } else { "has ended" };
+    let mut ledger: Value = serde_json::from_str(&snapshot.json).unwrap_or_default();
+    let agent = State::of(&path).ok().and_then(|state| state.agent);
+    let (word, how) = match agent {
+        Some(_) => ("silent", "writes to its store and does not answer"),
+        None if snapshot.running => ("died", "did not end as it should"),
+        None => ("ended", "has ended"),
+    };
     let when = rfc3339(snapshot.time_ns);
+    if let Some(members) = ledger.as_object_mut() {
+        members.insert("agent".to_owned(), json!({"state": word, "as_of": when}));
+    }
     Ok((ledger, format!("the agent {how}; its ledger as of {when}\n\n")))
 }
 

@@ -32,6 +32,11 @@ impl Failed {
         Failed { code: USAGE, message: message.into() }
     }
 
+    /// The same, behind what was tried before.
+    pub(crate) fn after(self, before: &str) -> Self {
+        Failed { message: before.to_owned() + &self.message, ..self }
+    }
+
     /// A right is missing.
     pub(crate) fn no_permission(message: impl Into<String>) -> Self {
         Failed { code: NO_PERMISSION, message: message.into() }

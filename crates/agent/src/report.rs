@@ -8,6 +8,7 @@ use vahti_runtime::event::escape_text;
 
 use crate::budget::{Division, by_user, shown};
 use crate::config::Config;
+use crate::doctor::store::{StoreReport, StoreState};
 use crate::output::Failed;
 use crate::table::wrap;
 use crate::{control, socket};
@@ -66,6 +67,8 @@ pub(crate) struct DoctorReport {
     pub(crate) signals: Vec<SignalReport>,
     /// Who may take how much memory.
     pub(crate) memory: MemoryReport,
+    /// What is kept.
+    pub(crate) store: StoreReport,
 }
 
 /// How a configuration's memory is divided, and what an agent that runs takes.
@@ -134,9 +137,10 @@ fn cut(text: &str, columns: usize) -> String {
 const WIDTH: usize = 80;
 
 impl DoctorReport {
-    /// Whether any signal can't be seen.
+    /// Whether any signal can't be seen, or nothing be kept.
     pub(crate) fn is_anything_missing(&self) -> bool {
-        self.signals.iter().any(|s| s.state == State::Missing)
+        self.store.state == StoreState::Missing
+            || self.signals.iter().any(|s| s.state == State::Missing)
     }
 
     /// As JSON, for programs.
@@ -169,6 +173,7 @@ impl DoctorReport {
             }
         }
         self.memory.to_text(&mut out);
+        self.store.write(&mut out, WIDTH);
         let count = |state| self.signals.iter().filter(|s| s.state == state).count();
         out.push_str(&format!(
             "\n{} work, {} degraded, {} missing\n",
@@ -183,6 +188,8 @@ impl DoctorReport {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
+    use crate::doctor::store;
 
     #[test]
     fn a_report_fits_eighty_columns_and_smuggles_nothing() {
@@ -215,6 +222,12 @@ mod tests {
                     "budget_bytes": 64 << 20,
                     "resident": {"anonymous_bytes": 3 << 20, "file_bytes": 9 << 20},
                 })),
+            },
+            store: {
+                let mut config = Config::default();
+                let aside = "/proc/no\u{1b}/where/that/is/as/long/as/a/folder".into();
+                config.store.path = Some(aside);
+                store::report(&config)
             },
         };
         let text = report.to_text();

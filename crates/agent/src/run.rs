@@ -52,9 +52,11 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     let gap = store.as_ref().and_then(Store::gap_from_ns);
     let gap = gap.map(|from_ns| GapObserver::new(from_ns, &config, &emitters)).transpose()?;
     let deadline = config.limits.drain_deadline.0;
-    let supervisor = Supervisor::new(emitters.clone(), deadline);
-    let supervisor = observers.iter().fold(supervisor, |s, o| s.observer(Arc::clone(o)));
-    let supervisor = gap.iter().fold(supervisor, |s, gap| s.beside(Arc::clone(&gap.runtime)));
+    let supervisor = observers
+        .iter()
+        .fold(Supervisor::new(emitters.clone(), deadline), |s, o| s.observer(Arc::clone(o)));
+    let supervisor =
+        gap.iter().fold(supervisor, |supervisor, gap| supervisor.beside(Arc::clone(&gap.runtime)));
     let enabled = wiring::enabled(&config);
     if let Some(store) = &store {
         let running = Arc::clone(&running);

@@ -3,6 +3,9 @@
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use vahti_exporters::store::ReadError;
+use vahti_runtime::event::escape;
+
 use crate::output::Failed;
 
 /// The folder that root's agent has, where the rights allow it.
@@ -27,7 +30,8 @@ fn user_path() -> Option<PathBuf> {
 }
 
 /// Whether the folder, or the nearest that exists above it, may be written to.
-fn may_write(path: &Path) -> bool {
+pub(crate) fn may_write(path: &Path) -> bool {
+    let Ok(path) = std::path::absolute(path) else { return false };
     let there = path.ancestors().find(|path| path.exists());
     there.is_some_and(|path| {
         use std::os::unix::ffi::OsStrExt;
@@ -52,4 +56,45 @@ pub(crate) fn to_read(given: Option<PathBuf>) -> Result<PathBuf, Failed> {
     found.or_else(default_path).ok_or_else(|| {
         Failed::usage("where the store is isn't known: give --store PATH, or set VAHTI_STORE")
     })
+}
+
+/// What to say where a store can't be read, and what to do.
+pub(crate) fn why_unreadable(store: &Path, error: &ReadError) -> Failed {
+    let shown = escape(store.as_os_str().as_encoded_bytes());
+    if store == Path::new("none") {
+        return Failed::usage("there is no store to read: none is set with --store or VAHTI_STORE");
+    }
+    if store.is_file() {
+        return Failed::usage(format!("{shown} is a file; a store is a folder: name that"));
+    }
+    let text = error.to_string();
+    // SAFETY: has no preconditions.
+    let is_root = unsafe { libc::geteuid() } == 0;
+    match error {
+        ReadError::Missing(_) => Failed::failure(format!(
+            "there is no store in {shown}: no `vahti run` has kept events there; name another \
+             folder with --store or VAHTI_STORE"
+        )),
+        ReadError::Sqlite { .. }
+            if !is_root
+                && (text.contains("ermission denied") || text.contains("unable to open")) =>
+        {
+            Failed::no_permission(format!(
+                "the store {shown} is for its owner alone: ask as root, or as the user whose \
+                 agent writes it"
+            ))
+        }
+        ReadError::Sqlite { .. } if text.contains("unable to open") => Failed::failure(format!(
+            "{text}: SQLite has to write beside it, also to read; copy events.db* elsewhere and \
+             name that folder with --store"
+        )),
+        // An agent that was killed at once leaves an empty one.
+        ReadError::Foreign(file) if std::fs::metadata(file).is_ok_and(|meta| meta.len() == 0) => {
+            Failed::failure(format!("the store {shown} has no event yet"))
+        }
+        ReadError::Sqlite { .. } | ReadError::Foreign(_) => {
+            Failed::failure(format!("{text}; `vahti doctor` tells what to do"))
+        }
+        _ => Failed::failure(text),
+    }
 }

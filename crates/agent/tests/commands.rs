@@ -35,7 +35,7 @@ fn code(output: &Output) -> i32 {
     output.status.code().unwrap()
 }
 
-const COMMANDS: [&[&str]; 11] = [
+const COMMANDS: [&[&str]; 13] = [
     &[],
     &["run"],
     &["doctor"],
@@ -45,6 +45,8 @@ const COMMANDS: [&[&str]; 11] = [
     &["config", "example"],
     &["config", "schema"],
     &["schema"],
+    &["events"],
+    &["why"],
     &["ledger"],
     &["completions"],
 ];
@@ -171,7 +173,7 @@ fn completions_know_every_command() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = output(&["completions", shell]);
         assert_eq!(code(&script), 0);
-        for word in ["run", "doctor", "demo", "ledger", "observers"] {
+        for word in ["run", "doctor", "demo", "events", "why", "ledger", "observers", "follow"] {
             assert!(stdout(&script).contains(word), "{shell}: {word}");
         }
     }

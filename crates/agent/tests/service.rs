@@ -102,6 +102,9 @@ impl Service {
             assert!(begun.elapsed() < Duration::from_secs(10), "it goes on");
             std::thread::sleep(Duration::from_millis(5));
         }
+        let mut log = String::new();
+        self.child.stderr.take().unwrap().read_to_string(&mut log).unwrap();
+        assert!(!log.contains("does not add up"), "{log}");
         told
     }
 }

@@ -1,5 +1,8 @@
 //! Emitters: where the events of observers go. One file an emitter.
 //!
+//! *Does the other side have this event?* The events come from the runtime's
+//! lanes, or from the store's log.
+//!
 //! | emitter | what it writes |
 //! |---|---|
 //! | [`StdoutEmitter`] | a readable line an event on a terminal, JSON lines elsewhere |
@@ -13,6 +16,11 @@
 //!
 //! What it never does: drop an event silently, reorder events, or write a
 //! control character that a process name or a path smuggled in.
+//!
+//! Minimum kernel: any that Rust's standard library runs on.
+//!
+//! Metrics: the ledger's last line, `vahti_lane_total{emitter,outcome}` and
+//! `vahti_lane_events{emitter,state}`.
 
 pub mod file;
 mod lines;
@@ -25,5 +33,5 @@ mod text;
 
 pub use file::{FileConfig, FileEmitter, FileError};
 pub use none::NoneEmitter;
-pub use stdout::{Format, StdoutEmitter};
+pub use stdout::{Format, StdoutEmitter, wants_colour};
 pub use text::to_text_line;

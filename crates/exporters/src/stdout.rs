@@ -167,8 +167,10 @@ fn rejected(reason: &str) -> EmitOutcome {
     EmitOutcome::Rejected { reason: reason.to_owned() }
 }
 
-/// <https://no-color.org>: set and not empty means no.
-fn wants_colour() -> bool {
+/// Whether text on a terminal may have colours. <https://no-color.org>: set and
+/// not empty means no.
+#[must_use]
+pub fn wants_colour() -> bool {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
     !refused && !dumb

@@ -21,6 +21,7 @@ mod folder;
 mod log;
 mod reader;
 mod schema;
+mod state;
 mod writer;
 
 #[cfg(test)]
@@ -49,6 +50,7 @@ use self::folder::Lock;
 use self::writer::{Before, Ledger, Medium, Opened, Trouble, Writer};
 
 pub use self::reader::{Filter, ReadError, Reader, Row, Snapshot};
+pub use self::state::{Contents, Owes, State};
 
 /// What can be set about the store.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -531,6 +533,7 @@ impl Shared {
                 }
                 Err(trouble) => trouble,
             };
+            let is_unsure = writer.is_unsure;
             let corrupt = matches!(trouble, Trouble::Corrupt(_));
             let why = trouble.to_string();
             self.note(inner, trouble);
@@ -539,7 +542,8 @@ impl Shared {
             }
             // It may have been written all the same: the file knows.
             let wanted = before.last_seq() + batch.len() as u64;
-            if self.ready(inner).is_ok()
+            if is_unsure
+                && self.ready(inner).is_ok()
                 && inner.writer.as_ref().is_some_and(|writer| writer.has_committed(wanted))
             {
                 return Ok(());

@@ -227,9 +227,10 @@ impl Default for RetryConfig {
 #[serde(deny_unknown_fields, default)]
 #[schemars(transform = bounds::describe::<MetricsConfig>)]
 pub struct MetricsConfig {
-    /// Whether events are counted by label; the ledger counts always.
+    /// Whether there are metrics at all; the ledger counts always.
     pub enabled: bool,
-    /// The labels that are exported; what is not named here never is.
+    /// The labels of the events' metrics that are exported; what is not named
+    /// here never is. Those of the ledger's are fixed.
     pub allowed_labels: Vec<String>,
     /// How many series one metric has at most: 1 to 100,000. What comes beyond
     /// is counted under `_other`.

@@ -8,8 +8,8 @@
 //! uncounted; there is no eBPF, no Kubernetes and no exporter in here.
 //! **Minimum kernel:** none. **Its metrics:** `vahti_events_seen_total` (observer,
 //! type, subtype, severity, outcome; before sampling) and
-//! `vahti_metrics_series_overflow_total`; the ledger's lines are exported by
-//! whoever runs it.
+//! `vahti_metrics_series_overflow_total`, and the ledger's lines
+//! ([`ObserverLedger::samples`](ledger::ObserverLedger::samples)).
 //!
 //! # The way of an event
 //!

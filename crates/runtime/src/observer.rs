@@ -338,9 +338,13 @@ impl ObserverRuntime {
         }
     }
 
-    /// The observer's metrics and its ledger in the metrics' words, now.
+    /// The observer's metrics and its ledger in the metrics' words, now;
+    /// nothing where the configuration has turned metrics off.
     #[must_use]
     pub fn metrics(&self) -> Vec<Sample> {
+        if !self.config.metrics.enabled {
+            return Vec::new();
+        }
         let mut samples = self.pipeline.metrics.snapshot();
         samples.extend(self.ledger().samples());
         samples

@@ -1,6 +1,6 @@
 //! Runs all observers of a program, each by its failure policy.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,8 +23,8 @@ use crate::shutdown::{Shutdown, ShutdownTrigger, channel};
 #[derive(Debug)]
 pub struct Supervisor {
     observers: Vec<Arc<ObserverRuntime>>,
-    /// Those that watch nothing.
-    beside: Vec<Arc<ObserverRuntime>>,
+    /// The names of those that do not count.
+    beside: Vec<String>,
     emitters: Vec<EmitterHandle>,
     drain_deadline: Duration,
 }
@@ -36,7 +36,8 @@ pub struct Report {
     pub failed: Vec<RunError>,
     /// Whether a fail_fast observer ended the program.
     pub failed_fast: bool,
-    /// Whether all observers that watch had failed before the shutdown began.
+    /// Whether all observers had failed before the shutdown began; those beside
+    /// them do not count.
     pub all_failed: bool,
     /// The emitters that did not end in time and were left behind.
     pub stuck_emitters: Vec<String>,
@@ -65,12 +66,16 @@ impl Supervisor {
         self
     }
 
-    /// Adds an observer that has something to tell and watches nothing: the
-    /// program has failed when all others have.
+    /// Adds an observer that has a task beside the others': a program in which
+    /// all others have failed has failed, whatever became of this one.
     #[must_use]
     pub fn beside(mut self, observer: Arc<ObserverRuntime>) -> Self {
-        self.beside.push(observer);
-        self
+        self.beside.push(observer.name().to_owned());
+        self.observer(observer)
+    }
+
+    fn is_beside(&self, name: &str) -> bool {
+        self.beside.iter().any(|beside| beside == name)
     }
 
     /// Runs until the shutdown begins, every observer has ended, or one that
@@ -79,13 +84,8 @@ impl Supervisor {
         let (trigger, inner) = channel();
         let mut runs = JoinSet::new();
         let mut names = HashMap::new();
-        let mut watching = HashSet::new();
+        let observers = self.observers.len() - self.beside.len();
         for observer in &self.observers {
-            let task = runs.spawn(Arc::clone(observer).run(inner.clone()));
-            names.insert(task.id(), observer);
-            watching.insert(task.id());
-        }
-        for observer in &self.beside {
             let task = runs.spawn(Arc::clone(observer).run(inner.clone()));
             names.insert(task.id(), observer);
         }
@@ -96,19 +96,18 @@ impl Supervisor {
             watchers.spawn(emitter.supervise());
         }
         let mut report = Report::default();
-        while let Some(ended) = runs.join_next_with_id().await {
-            let (id, result) = ended
-                .unwrap_or_else(|crash| (crash.id(), Err(crashed(names.get(&crash.id()), &crash))));
+        let mut failed = 0;
+        while let Some(ended) = runs.join_next().await {
+            let result = ended.unwrap_or_else(|crash| Err(crashed(names.get(&crash.id()), &crash)));
             let Err(error) = result else { continue };
-            watching.remove(&id);
+            failed += usize::from(!self.is_beside(error.observer()));
             if error.is_fail_fast() {
                 report.failed_fast = true;
                 trigger.begin();
             }
             report.failed.push(error);
         }
-        report.all_failed =
-            !self.observers.is_empty() && watching.is_empty() && !shutdown.has_begun();
+        report.all_failed = observers > 0 && failed == observers && !shutdown.has_begun();
         forward.abort();
         let deadline = inner.begun_at() + self.drain_deadline;
         // What lanes hold first: durable emitters are served from what comes of it.

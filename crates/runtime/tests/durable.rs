@@ -3,14 +3,15 @@
 #![cfg(not(shuttle))]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-mod common;
+#[path = "stage/misbehaving.rs"]
+mod misbehaving;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use common::{CRITICAL, Gate, NORMAL, until};
+use misbehaving::{CRITICAL, Gate, NORMAL, until};
 use tokio::sync::watch;
 use vahti_runtime::delivery::{EmitterConfig, EmitterHandle, EmitterState};
 use vahti_runtime::durable::{DurableCursor, DurableLog, LogError, Owed, Settled};
@@ -153,11 +154,13 @@ impl DurableCursor for Log {
 /// to be delivered.
 type Answer = dyn Fn(&[u64]) -> Option<EmitOutcome> + Send + Sync;
 
+type Try = (Instant, Vec<u64>);
+
 /// What an emitter was given, and when.
 #[derive(Clone)]
 struct Wire {
     answer: Arc<Answer>,
-    tried: Arc<Mutex<Vec<(Instant, Vec<u64>)>>>,
+    tried: Arc<Mutex<Vec<Try>>>,
     delivered: Arc<Mutex<Vec<u64>>>,
     made: Arc<AtomicU64>,
     closed: Arc<AtomicU64>,

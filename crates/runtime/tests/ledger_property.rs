@@ -7,14 +7,15 @@
 #![cfg(not(shuttle))]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-mod common;
+#[path = "stage/misbehaving.rs"]
+mod misbehaving;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{Gate, Handles, Mood, Moody};
+use misbehaving::{Gate, Handles, Mood, Moody};
 use proptest::prelude::*;
 use vahti_runtime::config::{Config, DropPolicy, FailurePolicy, SamplingConfig, SamplingRule};
 use vahti_runtime::delivery::{EmitterConfig, EmitterHandle};

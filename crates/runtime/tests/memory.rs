@@ -18,8 +18,9 @@ use vahti_runtime::shutdown::channel;
 use vahti_runtime::testing::FakeSource;
 use vahti_runtime::units::ByteSize;
 
-mod common;
-use common::{CRITICAL, Gate, Moody, NORMAL, STORM, assert_exact};
+#[path = "stage/misbehaving.rs"]
+mod misbehaving;
+use misbehaving::{CRITICAL, Gate, Moody, NORMAL, STORM, assert_exact};
 
 /// Counts what is allocated, and the most that ever was.
 struct Counting;

@@ -3,14 +3,15 @@
 #![cfg(not(shuttle))]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-mod common;
+#[path = "stage/misbehaving.rs"]
+mod misbehaving;
 
 use std::collections::BTreeMap;
 use std::future::ready;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::until;
+use misbehaving::until;
 use tokio::sync::watch;
 use vahti_runtime::delivery::{EmitterConfig, EmitterHandle, EmitterState};
 use vahti_runtime::durable::{DurableCursor, DurableLog, LogError, Owed, Settled};

@@ -3,13 +3,14 @@
 #![cfg(not(shuttle))]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-mod common;
+#[path = "stage/misbehaving.rs"]
+mod misbehaving;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use common::{Gate, Handles, assert_exact, until};
+use misbehaving::{Gate, Handles, assert_exact, until};
 use vahti_runtime::config::{Config, FailurePolicy};
 use vahti_runtime::observer::{ObserverRuntime, RunError};
 use vahti_runtime::processor::LifecycleError;

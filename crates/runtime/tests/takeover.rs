@@ -2,13 +2,14 @@
 #![cfg(not(shuttle))]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-mod common;
+#[path = "stage/misbehaving.rs"]
+mod misbehaving;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use common::{Gate, Handles, assert_exact, until};
+use misbehaving::{Gate, Handles, assert_exact, until};
 use vahti_runtime::delivery::{EmitterConfig, EmitterHandle, EmitterState};
 use vahti_runtime::emitter::{Emission, EmitOutcome, EventEmitter};
 use vahti_runtime::event::Event;

@@ -7,11 +7,12 @@
 #![cfg(not(shuttle))]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-mod common;
+#[path = "stage/misbehaving.rs"]
+mod misbehaving;
 
 use std::sync::{Arc, Mutex};
 
-use common::{Gate, NORMAL, STORM, assert_exact};
+use misbehaving::{Gate, NORMAL, STORM, assert_exact};
 use vahti_runtime::config::{Config, SamplingConfig, SamplingRule};
 use vahti_runtime::emitter::{Emission, EmitOutcome, EventEmitter};
 use vahti_runtime::event::{ErrorInfo, Event, Severity};

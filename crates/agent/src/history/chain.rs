@@ -33,7 +33,7 @@ struct Node {
 
 /// The tree that an event stands in.
 pub(super) fn of(reader: &Reader, row: Row) -> Result<Tree, ReadError> {
-    let asked_for = row.id.clone();
+    let asked = row.clone();
     let mut top = row;
     let mut event = parsed(&top);
     let mut seen: HashSet<u64> = [top.seq].into();
@@ -60,11 +60,8 @@ pub(super) fn of(reader: &Reader, row: Row) -> Result<Tree, ReadError> {
     let cut = rows.len() as u64 == MAX_EVENTS;
     rows.retain(|row| row.seq != top.seq);
     // The one that was asked for stands in it, whatever its priority.
-    if top.id != asked_for
-        && rows.iter().all(|row| row.id != asked_for)
-        && let Some(row) = reader.event(&asked_for)?
-    {
-        rows.push(row);
+    if top.seq != asked.seq && rows.iter().all(|row| row.seq != asked.seq) {
+        rows.push(asked.clone());
     }
     let mut by_parent: HashMap<SpanId, Vec<(Row, Box<Event>)>> = HashMap::new();
     for row in rows {
@@ -74,7 +71,7 @@ pub(super) fn of(reader: &Reader, row: Row) -> Result<Tree, ReadError> {
             by_parent.entry(parent).or_default().push((row, event));
         }
     }
-    let root = node(reader, top, event, &asked_for, &mut by_parent, 0)?;
+    let root = node(reader, top, event, &asked.id, &mut by_parent, 0)?;
     Ok(Tree { root, missing, cut })
 }
 

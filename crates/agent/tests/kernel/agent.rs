@@ -169,6 +169,22 @@ impl Agent {
         self.folder.path().join("s")
     }
 
+    /// What `vahti why` prints about an event, once it is committed.
+    pub(crate) fn why(&self, id: &Value) -> String {
+        let mut text = String::new();
+        let is_there = within(PATIENCE, || {
+            let output = Command::new(BINARY)
+                .args(["why", id.as_str().unwrap(), "--store"])
+                .arg(self.folder.path().join("store"))
+                .output()
+                .unwrap();
+            text = String::from_utf8(output.stdout).unwrap();
+            output.status.success()
+        });
+        assert!(is_there, "{id} is not in the store");
+        text
+    }
+
     /// The ledger as `vahti ledger` has it.
     pub(crate) fn ledger(&self) -> Value {
         let socket = self.socket();
@@ -232,6 +248,8 @@ impl Agent {
         self.readers.drain(..).for_each(|reader| reader.join().unwrap());
         let printed = std::mem::take(&mut *self.printed());
         assert_eq!(status.code(), Some(0), "{}", printed.log);
+        // The ledger once more, with all that the drain did.
+        assert!(!printed.log.contains("does not add up"), "{}", printed.log);
         Told { raw: printed.raw, events: printed.events }
     }
 

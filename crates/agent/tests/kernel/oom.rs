@@ -127,6 +127,13 @@ fn a_container_out_of_memory_is_one_kill_with_the_kernel_logs_figures_and_the_ex
         assert_logged(kill, log, pid);
         assert_caused(kill, exit);
         assert_eq!(exit["process"]["pid"], pid);
+        let why = agent.why(&exit["id"]);
+        let lines: Vec<&str> = why.lines().collect();
+        let [cause, cause_id, effect, effect_id] = lines.as_slice() else { panic!("{why}") };
+        assert!(cause.contains(" oom kill: hungry["), "{why}");
+        assert!(effect.starts_with("└─ > ") && effect.contains(" container exit: "), "{why}");
+        let ids = [&kill["id"], &exit["id"]].map(|id| format!("id {}", id.as_str().unwrap()));
+        assert_eq!([cause_id.trim(), effect_id.trim()], ids, "{why}");
     }
     agent.ends();
 }

@@ -111,7 +111,8 @@ impl Reader {
     /// There is none, or it can't be read by this version.
     pub fn open(store: &Path) -> Result<Self, ReadError> {
         let mut newer = None;
-        for second in [true, false] {
+        // In the order in which the writer takes them.
+        for second in [false, true] {
             let path = folder::file(store, second);
             match std::fs::metadata(&path) {
                 Ok(_) => {}
@@ -134,6 +135,10 @@ impl Reader {
             }
         }
         Err(newer.unwrap_or_else(|| ReadError::Missing(store.to_owned())))
+    }
+
+    pub(super) fn connection(&self) -> &Connection {
+        &self.connection
     }
 
     fn error(&self, error: rusqlite::Error) -> ReadError {

@@ -65,6 +65,8 @@ pub(super) struct Writer {
     /// clock that is set forward does not empty the store.
     pub(super) began: ClockPair,
     ledger_written_ns: u64,
+    /// Whether a commit failed so late that it may be in the file.
+    pub(super) is_unsure: bool,
     line: Vec<u8>,
 }
 
@@ -174,6 +176,7 @@ impl Writer {
             max_age_ns: u64::try_from(config.max_age.0.as_nanos()).unwrap_or(u64::MAX),
             began: ClockPair::now(),
             ledger_written_ns: 0,
+            is_unsure: false,
             line: Vec::new(),
         })))
     }
@@ -259,7 +262,9 @@ impl Writer {
         transaction
             .prepare_cached("UPDATE agent SET alive = ?1, gap_from = ?2")?
             .execute(params![signed(now.wall_ns), books.gap_from_ns.map(signed)])?;
+        self.is_unsure = true;
         transaction.commit()?;
+        self.is_unsure = false;
         self.books = books;
         Ok(())
     }

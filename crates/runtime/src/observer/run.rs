@@ -58,6 +58,16 @@ pub enum RunError {
 }
 
 impl RunError {
+    /// The observer.
+    #[must_use]
+    pub fn observer(&self) -> &str {
+        match self {
+            RunError::AlreadyRan { observer }
+            | RunError::Start { observer, .. }
+            | RunError::Failed { observer, .. } => observer,
+        }
+    }
+
     /// Whether the policy asks the whole program to end.
     #[must_use]
     pub fn is_fail_fast(&self) -> bool {

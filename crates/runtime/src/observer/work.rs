@@ -81,6 +81,13 @@ impl Seat {
         Some((self.beat.load(Ordering::Relaxed), work.at.load(Ordering::Relaxed)))
     }
 
+    /// Has a thread at work that is none.
+    #[cfg(all(test, not(shuttle)))]
+    pub(super) fn sit_at_nothing(&self) {
+        let none = Work::new(Arc::new(RecordBatch::new(0, 0)), 0..0);
+        self.sit(&Arc::new(none), VecDeque::new());
+    }
+
     /// Takes the work from a thread that hangs: what came before the record
     /// that it hangs at, and all that comes after; and whether there is such a
     /// record, or it only waits for another caller. `None` if it was faster.

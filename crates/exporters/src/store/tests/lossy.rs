@@ -347,16 +347,16 @@ unsafe extern "C" fn open(
         (*file.cast::<File>()).open = std::ptr::null_mut();
         let place = path_of(name).and_then(|path| Some((disk_of(&path)?, path)));
         let mut open = None;
-        if let Some(((disk, name), path)) = place {
-            if path.exists() || flags & ffi::SQLITE_OPEN_CREATE != 0 {
-                let is_log = flags & (ffi::SQLITE_OPEN_WAL | ffi::SQLITE_OPEN_MAIN_JOURNAL) != 0;
-                let sync_folder = is_log && flags & ffi::SQLITE_OPEN_CREATE != 0;
-                let mut state = disk.lock();
-                state.operation();
-                let file = state.file(&name, &path);
-                drop(state);
-                open = Some(Box::new(Open { disk, file, sync_folder }));
-            }
+        if let Some(((disk, name), path)) = place
+            && (path.exists() || flags & ffi::SQLITE_OPEN_CREATE != 0)
+        {
+            let is_log = flags & (ffi::SQLITE_OPEN_WAL | ffi::SQLITE_OPEN_MAIN_JOURNAL) != 0;
+            let sync_folder = is_log && flags & ffi::SQLITE_OPEN_CREATE != 0;
+            let mut state = disk.lock();
+            state.operation();
+            let file = state.file(&name, &path);
+            drop(state);
+            open = Some(Box::new(Open { disk, file, sync_folder }));
         }
         let real = real_vfs();
         let Some(real_open) = (*real).xOpen else { return ffi::SQLITE_CANTOPEN };
@@ -513,7 +513,7 @@ static METHODS: sqlite3_io_methods = sqlite3_io_methods {
     xUnfetch: None,
 };
 
-const _: () = assert!(offset_of!(File, base) == 0 && size_of::<File>() % 8 == 0);
+const _: () = assert!(offset_of!(File, base) == 0 && size_of::<File>().is_multiple_of(8));
 
 /// What stands in a folder, but for locks and shared memory: what a kill leaves.
 pub(super) fn image_of(folder: &Path) -> Image {
