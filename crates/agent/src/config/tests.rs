@@ -409,8 +409,8 @@ observers:
     let rules = "observers.network.sampling.rules";
     let expected = [
         format!(
-            "f:5:21: {rules}[0].event_type is \"netwrok\", but must be network, container or agent; \
-          did you mean network?"
+            "f:5:21: {rules}[0].event_type is \"netwrok\", but must be network or container; \
+             did you mean network?"
         ),
         format!(
             "f:6:40: {rules}[1].subtype is \"conection_refused\", but must be connection_refused, connection_timeout, connection_unreachable, connection_reset or connection_abandoned; did you mean connection_refused?"
