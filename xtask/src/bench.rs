@@ -6,15 +6,15 @@
 //! machines are noisy: medians and ratios, and nothing is asserted.
 
 mod agent;
-mod faults;
+pub(crate) mod faults;
 mod process;
 
 use std::process::Command;
 
 /// Which parts to run; none named means all.
 pub(crate) fn run(parts: &[&str]) -> Result<(), String> {
-    const AGENT: [&str; 4] = ["latency", "start", "idle", "storm"];
-    const RUNTIME: [&str; 4] = ["queue", "sampler", "pipeline", "network"];
+    const AGENT: [&str; 5] = ["latency", "commit", "start", "idle", "storm"];
+    const RUNTIME: [&str; 6] = ["queue", "sampler", "pipeline", "lines", "network", "store"];
     if let Some(unknown) = parts.iter().find(|p| !AGENT.contains(p) && !RUNTIME.contains(p)) {
         return Err(format!(
             "there is no part {unknown:?}; there are {}, {}",
@@ -24,7 +24,7 @@ pub(crate) fn run(parts: &[&str]) -> Result<(), String> {
     }
     let wanted = |part: &str| parts.is_empty() || parts.contains(&part);
     let runtime: Vec<&str> =
-        ["queue", "sampler", "pipeline"].into_iter().filter(|p| wanted(p)).collect();
+        ["queue", "sampler", "pipeline", "lines"].into_iter().filter(|p| wanted(p)).collect();
     if !runtime.is_empty() {
         cargo(
             &[&["bench", "-q", "-p", "vahti-runtime", "--bench", "runtime", "--"], &runtime[..]]
@@ -34,6 +34,9 @@ pub(crate) fn run(parts: &[&str]) -> Result<(), String> {
     if wanted("network") {
         cargo(&["bench", "-q", "-p", "vahti-observers", "--bench", "network"])?;
     }
+    if wanted("store") {
+        cargo(&["bench", "-q", "-p", "vahti-exporters", "--bench", "store"])?;
+    }
     let agent: Vec<&str> = AGENT.into_iter().filter(|part| wanted(part)).collect();
     if agent.is_empty() {
         return Ok(());
@@ -42,6 +45,7 @@ pub(crate) fn run(parts: &[&str]) -> Result<(), String> {
     for part in agent {
         match part {
             "latency" => agent::latency()?,
+            "commit" => agent::commit()?,
             "start" => agent::start()?,
             "idle" => agent::idle()?,
             _ => agent::storm()?,
@@ -50,7 +54,7 @@ pub(crate) fn run(parts: &[&str]) -> Result<(), String> {
     Ok(())
 }
 
-fn cargo(args: &[&str]) -> Result<(), String> {
+pub(crate) fn cargo(args: &[&str]) -> Result<(), String> {
     let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
     let status = Command::new(cargo).args(args).status().map_err(|e| format!("cargo: {e}"))?;
     if status.success() { Ok(()) } else { Err(format!("cargo {} failed", args.join(" "))) }

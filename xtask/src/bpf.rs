@@ -11,7 +11,8 @@ const STRIP: &str = "llvm-strip-14";
 /// Where the shared headers lie, from the root of the repository.
 const INCLUDE: &str = "crates/ebpf/bpf";
 /// The sources; each object lies beside its own.
-const SOURCES: [&str; 2] = [
+const SOURCES: [&str; 3] = [
+    "crates/ebpf/tests/probes.bpf.c",
     "crates/observers/src/network/network.bpf.c",
     "crates/observers/src/container/container.bpf.c",
 ];

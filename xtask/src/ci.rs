@@ -15,8 +15,7 @@ const STEPS: &[Step] = &[
         &["doc", "-q", "--workspace", "--no-deps", "--document-private-items"],
         &[("RUSTDOCFLAGS", "-D warnings")],
     ),
-    // The advisories live outside of the registries; whoever reaches them runs
-    // `cargo deny check` whole.
+    // Without advisories: CONTRIBUTING.md says why.
     ("dependencies", &["deny", "-L", "error", "check", "bans", "licenses", "sources"], &[]),
     (
         "schedules",
@@ -33,7 +32,23 @@ const STEPS: &[Step] = &[
         ],
         &[("RUSTFLAGS", "--cfg shuttle")],
     ),
-    // The bodies of the fuzz targets; the fuzzer itself needs a nightly compiler.
+    // To run them needs a nightly compiler, to build the fuzzer's own library a
+    // C++ one; their types need neither. Where the library would be is not
+    // looked at.
+    (
+        "fuzz targets, types",
+        &[
+            "check",
+            "-q",
+            "--locked",
+            "--manifest-path",
+            "fuzz/Cargo.toml",
+            "--target-dir",
+            "target",
+        ],
+        &[("CUSTOM_LIBFUZZER_PATH", "/none/libfuzzer.a")],
+    ),
+    // Their bodies, with real inputs changed at random.
     (
         "fuzz targets",
         &["test", "-q", "-p", "vahti-observers", "--test", "fuzz"],
@@ -41,13 +56,71 @@ const STEPS: &[Step] = &[
     ),
 ];
 
-/// Runs all steps, then the tests; stops at the first that fails.
+/// The other architecture. What the agent adds holds C, for SQLite, which needs
+/// a C compiler for it.
+const AARCH64: &str = "aarch64-unknown-linux-gnu";
+const AARCH64_STEP: Step = (
+    "types for aarch64",
+    &[
+        "check",
+        "-q",
+        "--target",
+        AARCH64,
+        "-p",
+        "vahti-runtime",
+        "-p",
+        "vahti-ebpf",
+        "-p",
+        "vahti-observers",
+    ],
+    &[],
+);
+
+/// Runs all steps, then kills, then the tests; stops at the first that fails. The Debian
+/// package is not built here, as that takes a release build; tests hold its
+/// scripts and its unit to what it installs.
 pub(crate) fn run() -> Result<(), String> {
+    println!("{}", compiler(&rustc(&["--version"])?, env!("CARGO_PKG_RUST_VERSION")));
     for (name, args, env) in STEPS {
         timed(name, || cargo(args, env))?;
     }
+    let (name, args, env) = AARCH64_STEP;
+    if is_installed(AARCH64)? {
+        timed(name, || cargo(args, env))?;
+    } else {
+        println!("==> {name}: skipped; `rustup target add {AARCH64}` makes it run");
+    }
     timed("eBPF objects", crate::bpf::check)?;
+    // With the release binary, which is what is promised.
+    timed("kills", crate::crash::in_ci)?;
     timed("tests", tests)
+}
+
+/// Which compiler this is, and whether it shows that the oldest one allowed is
+/// enough. Cargo itself refuses what is older.
+fn compiler(version: &str, oldest: &str) -> String {
+    let version = version.trim();
+    let number = version.split(' ').nth(1).unwrap_or_default();
+    let is_oldest = number.strip_prefix(oldest).is_some_and(|rest| rest.starts_with('.'));
+    let verdict = if is_oldest {
+        "the oldest that is promised"
+    } else {
+        "this run does not show that it builds with the oldest that is promised,"
+    };
+    format!("==> {version}: {verdict} ({oldest})")
+}
+
+fn rustc(args: &[&str]) -> Result<String, String> {
+    let rustc = std::env::var("RUSTC").unwrap_or_else(|_| "rustc".into());
+    let output = Command::new(rustc).args(args).output();
+    let output = output.map_err(|e| format!("rustc could not be started: {e}"))?;
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+/// Whether there is a standard library for this target.
+fn is_installed(target: &str) -> Result<bool, String> {
+    let libraries = rustc(&["--print", "target-libdir", "--target", target])?;
+    Ok(std::path::Path::new(libraries.trim()).is_dir())
 }
 
 fn timed(name: &str, step: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
@@ -156,6 +229,19 @@ impl std::fmt::Display for Sums {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_newer_compiler_than_the_oldest_shows_nothing_about_that_one() {
+        for (version, is_oldest) in [
+            ("rustc 1.95.0 (59807616e 2026-04-14)\n", true),
+            ("rustc 1.95.2 (0123456789 2026-05-01)\n", true),
+            ("rustc 1.96.0 (0123456789 2026-05-28)\n", false),
+            ("rustc 1.950.0\n", false),
+        ] {
+            let told = compiler(version, "1.95");
+            assert_eq!(told.contains(": the oldest that is promised (1.95)"), is_oldest, "{told}");
+        }
+    }
 
     #[test]
     fn results_of_all_parts_are_added_up() {

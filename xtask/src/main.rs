@@ -3,6 +3,8 @@
 mod bench;
 mod bpf;
 mod ci;
+mod crash;
+mod deb;
 
 use std::process::ExitCode;
 
@@ -14,6 +16,13 @@ usage: cargo xtask <command>
   bench [PART]...
                measure: queue, sampler, pipeline, network; latency, start, idle,
                storm (the last four as root, with the release binary)
+  crash [--kills N] [--seed S] [--max-bytes SIZE]
+               kill the release binary at random moments under load, and look
+               up what it promised (as root; 200 kills, a store that keeps all)
+  crash outage [--events N]
+               take a durable exporter's disk away for so many events (100,000)
+  deb          build the release binary and make a Debian package of it,
+               target/debian/vahti_VERSION_ARCH.deb
   bpf --check  compile them elsewhere and fail if they differ from what is committed
 ";
 
@@ -23,8 +32,12 @@ fn main() -> ExitCode {
     let result = match args.as_slice() {
         ["bpf"] => bpf::build(),
         ["bpf", "--check"] => bpf::check(),
+        ["deb"] => deb::build(),
         ["ci"] => ci::run(),
         ["bench", parts @ ..] => bench::run(parts),
+        ["crash", options @ ..] => crash::run(options),
+        // What `crash` starts as processes of their own.
+        ["load", load @ ..] => crash::load(load),
         _ => {
             eprint!("{USAGE}");
             return ExitCode::from(64);

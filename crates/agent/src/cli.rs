@@ -1,12 +1,18 @@
 //! The command line. Parsing touches no port, no file and no kernel.
 
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand};
 use vahti_exporters::Format;
+use vahti_runtime::event::EventKind;
 
 use crate::config::LogLevel;
+use crate::config::problem::nearest;
 use crate::config::settings::{Emit, Observer, Overrides};
+use crate::history::Moment;
 
 const ABOUT: &str = "Sees what fails on this node, why, and with what proof";
 
@@ -42,15 +48,7 @@ pub(crate) enum Command {
     Run(RunArgs),
     /// Tells what can be seen on this node, how, and what is in the way.
     #[command(after_help = DOCTOR_EXAMPLES)]
-    Doctor {
-        /// Prints JSON.
-        #[arg(long)]
-        json: bool,
-        /// The socket of an agent that runs beside it, and that can't be found
-        /// by itself: it is told which faults are made on purpose.
-        #[arg(long, value_name = "PATH")]
-        socket: Option<PathBuf>,
-    },
+    Doctor(DoctorArgs),
     /// Makes harmless faults on this node and shows them being found.
     #[command(after_help = DEMO_EXAMPLES)]
     Demo {
@@ -72,16 +70,16 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: SchemaCommand,
     },
-    /// Prints the accounting of the running agent: nothing lost unaccounted.
+    /// Shows what failed on this node, whether the agent runs or not.
+    #[command(after_help = EVENTS_EXAMPLES)]
+    Events(EventsArgs),
+    /// Shows what caused an event, and what it caused.
+    #[command(after_help = WHY_EXAMPLES)]
+    Why(WhyArgs),
+    /// Prints the accounting: nothing lost unaccounted. Of a stopped agent, as
+    /// its store has it.
     #[command(after_help = LEDGER_EXAMPLES)]
-    Ledger {
-        /// Prints JSON.
-        #[arg(long)]
-        json: bool,
-        /// The socket of the agent.
-        #[arg(long, value_name = "PATH")]
-        socket: Option<PathBuf>,
-    },
+    Ledger(LedgerArgs),
     /// Prints completions for a shell.
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions {
@@ -92,7 +90,7 @@ pub(crate) enum Command {
 
 const RUN_EXAMPLES: &str = "\
 Environment: VAHTI_CONFIG, VAHTI_NODE_NAME, VAHTI_OBSERVERS, VAHTI_EMIT,
-VAHTI_LOG, VAHTI_SOCKET. The command line goes before the configuration file,
+VAHTI_STORE, VAHTI_LOG, VAHTI_SOCKET. The command line goes before the configuration file,
 the file before the environment, the environment before the defaults.
 
 SIGTERM and SIGINT deliver what was accepted, within limits.drain_deadline,
@@ -105,7 +103,8 @@ Examples:
   vahti run --config /etc/vahti/vahti.yaml";
 
 const DOCTOR_EXAMPLES: &str = "\
-Exits with 0 if every signal can be seen, with 1 if one can't.
+Exits with 0 if every signal can be seen and the store can be used, else with 1.
+Environment: VAHTI_CONFIG, VAHTI_STORE, VAHTI_SOCKET.
 
 Examples:
   vahti doctor
@@ -126,9 +125,39 @@ const SCHEMA_EXAMPLES: &str = "\
 Examples:
   vahti schema event > event.schema.json";
 
+const EVENTS_EXAMPLES: &str = "\
+Moments: how long ago (30s, 5m, 2h, 7d), or a day or moment in UTC (2026-11-22,
+2026-11-22T14:00:00Z). A time is when it happened, not when it was stored.
+
+Oldest first, by time. With --follow, the newest so many first, then what is
+committed from now on, in that order, until Ctrl-C or until nobody reads.
+
+Environment: VAHTI_STORE.
+
+Examples:
+  vahti events --since 1h
+  vahti events --subtype oom_kill --container 3f2a
+  vahti events --peer 10.0.0.7:5432 --limit 0 --format json | jq .process
+  vahti events --severity error --severity fatal --follow";
+
+const WHY_EXAMPLES: &str = "\
+The line that begins with > is the event that was asked for; what it caused
+stands below it. `vahti events --trace` shows all of a trace, causes or not.
+
+Environment: VAHTI_STORE.
+
+Examples:
+  vahti why 01KAMPTY1R5GMXS4QZVXJ1GFCW
+  vahti events --since 5m --format json | jq -r .id | head -1 | xargs vahti why";
+
 const LEDGER_EXAMPLES: &str = "\
+With --follow, what comes after the accounting is one line for each event that
+is committed: its id, its priority and its subtype. Environment: VAHTI_SOCKET,
+VAHTI_STORE.
+
 Examples:
   vahti ledger
+  vahti ledger --follow
   vahti ledger --json | jq '.observers[].lanes[].difference'";
 
 const COMPLETIONS_EXAMPLES: &str = "\
@@ -161,6 +190,132 @@ pub(crate) enum SchemaCommand {
     Event,
 }
 
+/// The arguments of `vahti doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct DoctorArgs {
+    /// Prints JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The configuration file of the agent: how its memory is divided, where
+    /// its store is and how large it may become.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The store's folder, or none; that of the configuration if not given.
+    #[arg(long, value_name = "PATH")]
+    store: Option<PathBuf>,
+    /// The socket of an agent that runs beside it, and that can't be found
+    /// by itself: it is told which faults are made on purpose.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+}
+
+impl DoctorArgs {
+    /// What it says about the configuration.
+    pub(crate) fn overrides(&self) -> Overrides {
+        let (config, store) = (self.config.clone(), self.store.clone());
+        Overrides { config, store, ..Overrides::default() }
+    }
+}
+
+/// The arguments of `vahti events`.
+#[derive(Debug, Args)]
+pub(crate) struct EventsArgs {
+    /// From this moment on.
+    #[arg(long, value_name = "MOMENT")]
+    pub(crate) since: Option<Moment>,
+    /// Before this moment.
+    #[arg(long, value_name = "MOMENT", conflicts_with = "follow")]
+    pub(crate) until: Option<Moment>,
+    /// Of this type, such as network.
+    #[arg(long = "type", value_name = "TYPE", value_parser = event_type)]
+    pub(crate) event_type: Option<String>,
+    /// Of this subtype, such as connection_refused.
+    #[arg(long, value_name = "SUBTYPE", value_parser = subtype)]
+    pub(crate) subtype: Option<String>,
+    /// Of this severity: debug, info, warning, error or fatal. May be given
+    /// several times.
+    #[arg(long, value_name = "SEVERITY", value_delimiter = ',')]
+    pub(crate) severity: Vec<SeverityName>,
+    /// Of this pod, namespace/name; no event has one in this version.
+    #[arg(long, value_name = "POD")]
+    pub(crate) pod: Option<String>,
+    /// Of this container: its id, or how it begins.
+    #[arg(long, value_name = "ID")]
+    pub(crate) container: Option<String>,
+    /// Of this process: its name, or its id.
+    #[arg(long, value_name = "PROCESS")]
+    pub(crate) process: Option<String>,
+    /// With this peer: its address, or its address and port.
+    #[arg(long, value_name = "PEER", value_parser = peer)]
+    pub(crate) peer: Option<String>,
+    /// Of this trace: 32 hexadecimal digits.
+    #[arg(long, value_name = "TRACE", value_parser = trace)]
+    pub(crate) trace: Option<String>,
+    /// The newest so many; 0 for all.
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    pub(crate) limit: u64,
+    /// Goes on with what is committed from now on.
+    #[arg(long)]
+    pub(crate) follow: bool,
+    /// text or json; text on a terminal and json elsewhere, if not given.
+    #[arg(long, value_name = "FORMAT", value_parser = format)]
+    pub(crate) format: Option<Format>,
+    /// The store's folder; /var/lib/vahti, or the user's own, if not given.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) store: Option<PathBuf>,
+}
+
+/// A severity's word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SeverityName(&'static str);
+
+impl fmt::Display for SeverityName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0)
+    }
+}
+
+impl FromStr for SeverityName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, &'static str> {
+        use vahti_runtime::event::Severity::{Debug, Error, Fatal, Info, Warning};
+        let known = [Debug, Info, Warning, Error, Fatal].map(|severity| severity.as_str());
+        let known = known.into_iter().find(|known| *known == text).map(SeverityName);
+        known.ok_or("must be debug, info, warning, error or fatal")
+    }
+}
+
+/// The arguments of `vahti why`.
+#[derive(Debug, Args)]
+pub(crate) struct WhyArgs {
+    /// The event's id, or how it begins.
+    pub(crate) id: String,
+    /// Prints JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The store's folder; /var/lib/vahti, or the user's own, if not given.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) store: Option<PathBuf>,
+}
+
+/// The arguments of `vahti ledger`.
+#[derive(Debug, Args)]
+pub(crate) struct LedgerArgs {
+    /// Prints JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Goes on with the id of every event as it is committed.
+    #[arg(long)]
+    pub(crate) follow: bool,
+    /// The socket of the agent; /run/vahti/vahti.sock as root.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// The store's folder; /var/lib/vahti, or the user's own, if not given.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) store: Option<PathBuf>,
+}
+
 /// The arguments of `vahti run`.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
@@ -177,6 +332,9 @@ pub(crate) struct RunArgs {
     /// json elsewhere, if not given.
     #[arg(long, value_name = "FORMAT", value_parser = format)]
     format: Option<Format>,
+    /// The store's folder, or none for no store; /var/lib/vahti as root.
+    #[arg(long, value_name = "PATH")]
+    store: Option<PathBuf>,
     /// How much vahti tells about itself on standard error: off, error, warn,
     /// info, debug or trace.
     #[arg(long, value_name = "LEVEL")]
@@ -195,6 +353,7 @@ impl RunArgs {
             emit: self.emit.clone(),
             format: self.format,
             log: self.log,
+            store: self.store.clone(),
         }
     }
 }
@@ -205,6 +364,42 @@ fn format(text: &str) -> Result<Format, String> {
         "json" => Ok(Format::Json),
         _ => Err("must be text or json".to_owned()),
     }
+}
+
+fn event_type(text: &str) -> Result<String, String> {
+    one_of(text, EventKind::ALL.iter().map(|kind| kind.event_type()).collect())
+}
+
+fn subtype(text: &str) -> Result<String, String> {
+    one_of(text, EventKind::ALL.iter().map(|kind| kind.subtype()).collect())
+}
+
+/// One that there is: a name with a mistake in it would find nothing, and that
+/// looks like a quiet machine.
+fn one_of(text: &str, mut known: Vec<&'static str>) -> Result<String, String> {
+    known.dedup();
+    if known.contains(&text) {
+        return Ok(text.to_owned());
+    }
+    let meant = nearest(text, &known).map(|word| format!("; did you mean {word}?"));
+    Err(format!("must be one of {}{}", known.join(", "), meant.unwrap_or_default()))
+}
+
+/// In the form in which the store has it.
+fn peer(text: &str) -> Result<String, String> {
+    if let Ok(peer) = text.parse::<SocketAddr>() {
+        return Ok(peer.to_string());
+    }
+    let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
+    bare.parse::<IpAddr>().map(|address| address.to_string()).map_err(|_| {
+        "must be an address, or an address and port: 10.0.0.7, 10.0.0.7:5432, [2001:db8::1]:443"
+            .to_owned()
+    })
+}
+
+fn trace(text: &str) -> Result<String, String> {
+    let is_whole = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    is_whole.then(|| text.to_ascii_lowercase()).ok_or("must be 32 hexadecimal digits".to_owned())
 }
 
 #[cfg(test)]

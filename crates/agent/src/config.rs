@@ -5,7 +5,7 @@
 
 pub(crate) mod example;
 pub(crate) mod load;
-mod problem;
+pub(crate) mod problem;
 pub(crate) mod settings;
 mod tree;
 mod typed;
@@ -18,17 +18,20 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use vahti_exporters::store::StoreConfig;
 use vahti_exporters::{FileConfig, Format};
 use vahti_runtime::config as runtime;
 use vahti_runtime::config::InvalidField;
 use vahti_runtime::config::bounds::{Bounded, Checked, TextBound, describe};
-use vahti_runtime::event::EventKind;
+use vahti_runtime::event::{AGENT_GAP, EventKind};
 use vahti_runtime::units::{ByteSize, HumanDuration};
+
+use crate::budget::{self, Division};
 
 /// Everything that can be set about vahti. A value on the command line goes
 /// before one in this file, this file before the environment (VAHTI_NODE_NAME,
-/// VAHTI_LOG, VAHTI_OBSERVERS, VAHTI_EMIT), the environment before the
-/// defaults.
+/// VAHTI_LOG, VAHTI_OBSERVERS, VAHTI_EMIT, VAHTI_STORE), the environment before
+/// the defaults.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(title = "Configuration of vahti", transform = describe::<Config>)]
@@ -42,9 +45,12 @@ pub(crate) struct Config {
     pub(crate) log: LogLevel,
     /// What is watched.
     pub(crate) observers: Observers,
-    /// Where events go: 1 to 16 of them. Each has a queue for each observer; a
-    /// slow one holds up no other.
+    /// Where events go: 1 to 16 of them. Each has a queue for each observer, or is
+    /// served from the store; a slow one holds up no other.
     pub(crate) emitters: Emitters,
+    /// What is kept on this node: the history that `vahti events` shows, and
+    /// the log that durable emitters are served from.
+    pub(crate) store: StoreSettings,
     /// Bounds for the program as a whole.
     pub(crate) limits: Limits,
 }
@@ -226,6 +232,12 @@ pub(crate) struct EmitterConfig {
     /// max_retries times; the others try once.
     #[serde(default)]
     pub(crate) critical: bool,
+    /// Whether it is served from the store: what it fails to write is tried
+    /// again until it arrives, also after a restart, for as long as the store
+    /// keeps it; some may arrive twice. max_retries and drain_interval do not
+    /// apply.
+    #[serde(default)]
+    pub(crate) durable: bool,
     /// How often a critical emitter tries a batch again before it is dropped:
     /// 0 to 1,000; the largest of the enabled observers' if not set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -268,6 +280,7 @@ impl EmitterConfig {
             kind,
             name: None,
             critical: false,
+            durable: false,
             max_retries: None,
             drain_interval: None,
             format: None,
@@ -295,6 +308,56 @@ impl EmitterConfig {
     }
 }
 
+/// What is kept on this node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(transform = describe::<StoreSettings>)]
+pub(crate) struct StoreSettings {
+    /// Its folder, which belongs to the store alone, or `none` for no store;
+    /// /var/lib/vahti if not set, or vahti in $XDG_STATE_HOME without the right
+    /// to that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"/var/lib/vahti")]
+    pub(crate) path: Option<PathBuf>,
+    /// How large it may become, write-ahead log included: 8MiB to 1024GiB.
+    /// Beyond it the oldest events leave: first what every durable emitter has,
+    /// normal ones before critical ones.
+    pub(crate) max_bytes: ByteSize,
+    /// How long events are kept: 1m to 3660d.
+    pub(crate) max_age: HumanDuration,
+}
+
+impl Default for StoreSettings {
+    fn default() -> Self {
+        let StoreConfig { max_bytes, max_age, .. } = StoreConfig::at("");
+        StoreSettings { path: None, max_bytes, max_age }
+    }
+}
+
+impl StoreSettings {
+    /// Whether there is to be none.
+    pub(crate) fn is_off(&self) -> bool {
+        self.path.as_deref() == Some(Path::new("none"))
+    }
+
+    /// What the store is told, in this folder.
+    pub(crate) fn to_store(&self, path: PathBuf) -> StoreConfig {
+        StoreConfig { max_bytes: self.max_bytes, max_age: self.max_age, ..StoreConfig::at(path) }
+    }
+}
+
+impl Bounded for StoreSettings {
+    fn sample() -> Self {
+        StoreSettings { path: Some("/var/lib/vahti".into()), ..StoreSettings::default() }
+    }
+
+    fn check(&self, checked: &mut Checked) {
+        let path = self.path.as_deref().unwrap_or(Path::new("unset")).to_string_lossy();
+        checked.filled("path", &path, "the path of a folder, or none");
+        self.to_store("checked".into()).check(checked);
+    }
+}
+
 /// Bounds for the program as a whole.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -303,11 +366,15 @@ pub(crate) struct Limits {
     /// How long a shutdown waits for what was accepted to be delivered: 0s to
     /// 10m. What is left then is counted as dropped.
     pub(crate) drain_deadline: HumanDuration,
+    /// How much memory it may take: 16MiB to 64GiB, for queues, caches, the
+    /// store and what programs keep in the kernel. Divided at the start, as
+    /// `vahti doctor` shows; refused where it is not enough.
+    pub(crate) memory: ByteSize,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Limits { drain_deadline: HumanDuration(Duration::from_secs(5)) }
+        Limits { drain_deadline: HumanDuration(Duration::from_secs(5)), memory: budget::DEFAULT }
     }
 }
 
@@ -383,7 +450,24 @@ impl Bounded for Config {
         for (i, emitter) in emitters.iter().enumerate() {
             check_apart(checked, &format!("emitters[{i}]"), emitter, &emitters[..i]);
         }
+        for (i, emitter) in emitters.iter().enumerate() {
+            checked.that(
+                !emitter.durable || !self.store.is_off(),
+                &format!("emitters[{i}].durable"),
+                || ("true".to_owned(), "false where store.path is none".to_owned()),
+            );
+            checked.that(emitter.name() != "store", &format!("emitters[{i}].name"), || {
+                (quoted("store"), "another name: that is the store's own".to_owned())
+            });
+        }
+        checked.inside("store", &self.store);
         checked.inside("limits", &self.limits);
+        // What is out of a bound of its own was told already.
+        if checked.wrong.is_empty()
+            && let Err(unmet) = Division::of(self)
+        {
+            checked.wrong.push(unmet.field());
+        }
     }
 }
 
@@ -407,7 +491,9 @@ fn check_rules(checked: &mut Checked, observer: &str, sampling: &runtime::Sampli
 
 /// The types of the events that there are.
 fn event_types() -> Vec<&'static str> {
-    let mut types: Vec<_> = EventKind::ALL.iter().map(|kind| kind.event_type()).collect();
+    // What the agent tells about itself is never sampled.
+    let observed = EventKind::ALL.iter().filter(|kind| ***kind != AGENT_GAP);
+    let mut types: Vec<_> = observed.map(|kind| kind.event_type()).collect();
     types.dedup();
     types
 }
@@ -435,9 +521,16 @@ fn check_apart(
     checked.that(!is_taken, &format!("{path}.name"), || {
         (quoted(emitter.name()), "a name that no other emitter has".to_owned())
     });
-    // By its parts, so that `a//b` is `a/./b`.
+    // By its folder as it is on this machine, so that `a/../b` is `b`; where
+    // there is none, by its parts, so that `a//b` is `a/./b`.
     let file = |emitter: &EmitterConfig| {
-        emitter.path.clone().filter(|_| emitter.kind == EmitterType::File)
+        let path = emitter.path.clone().filter(|_| emitter.kind == EmitterType::File)?;
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+        let folder = folder.unwrap_or(Path::new(".")).canonicalize();
+        Some(match (folder, path.file_name()) {
+            (Ok(folder), Some(name)) => folder.join(name),
+            _ => path,
+        })
     };
     let other = file(emitter).and_then(|path| {
         before
@@ -445,7 +538,7 @@ fn check_apart(
             .position(|other| file(other).is_some_and(|o| o.components().eq(path.components())))
     });
     checked.that(other.is_none(), &format!("{path}.path"), || {
-        let shown = file(emitter).unwrap_or_default();
+        let shown = emitter.path.clone().unwrap_or_default();
         let bound = format!("another file than that of emitters[{}]", other.unwrap_or_default());
         (shown_path(&shown), bound)
     });
@@ -460,6 +553,9 @@ impl Bounded for EmitterConfig {
         checked.text("name", self.name.as_deref(), EMITTER_NAME);
         checked.whole("max_retries", self.max_retries.map(u64::from), 0, 1_000);
         checked.duration("drain_interval", self.drain_interval, 1, 3_600_000);
+        checked.that(!self.durable || self.kind != EmitterType::None, "durable", || {
+            ("true".to_owned(), "false for an emitter of type none".to_owned())
+        });
         for (key, kind) in OF_TYPE {
             checked.that(!self.sets(key) || self.kind == kind, key, || {
                 let bound = format!("left out for an emitter of type {}", self.kind.as_str());
@@ -497,6 +593,7 @@ impl Bounded for Limits {
 
     fn check(&self, checked: &mut Checked) {
         checked.duration("drain_deadline", self.drain_deadline, 0, 600_000);
+        checked.size("memory", self.memory, 16 << 20, 64 << 30);
     }
 }
 

@@ -19,11 +19,14 @@ use vahti_runtime::clock::ClockPair;
 use vahti_runtime::delivery::{EmitterConfig, EmitterHandle};
 use vahti_runtime::emitter::{Emission, EmitOutcome, EventEmitter};
 use vahti_runtime::event::Event;
+use vahti_runtime::memory::CacheLimits;
+use vahti_runtime::observer::ObserverRuntime;
 use vahti_runtime::shutdown;
 use vahti_runtime::supervisor::Supervisor;
 
 use self::faults::{FAULTS, Fault, Trace};
 use crate::config::Config;
+use crate::losses;
 use crate::output::{FAILURE, Failed, Outcome, SUCCESS, print};
 use crate::proofs::ToAgents;
 use crate::table::wrap;
@@ -36,7 +39,7 @@ const PATIENCE: Duration = Duration::from_secs(3);
 const WIDTH: usize = 80;
 
 /// Makes each fault and tells what was found. Ends with 0 if every one that
-/// could be made was.
+/// could be made was, and the ledger adds up.
 pub(crate) fn demo(json: bool) -> Outcome {
     let mut agent = Agent::start()?;
     let mut all_found = true;
@@ -50,10 +53,13 @@ pub(crate) fn demo(json: bool) -> Outcome {
             print(&result.to_text())?;
         }
     }
-    agent.stop();
+    let differences = agent.stop();
     if json {
         let faults = serde_json::json!({ "faults": shown });
         print(&format!("{faults:#}\n"))?;
+    }
+    if !differences.is_empty() {
+        return Err(Failed::failure(differences.join("\n")));
     }
     Ok(if all_found { SUCCESS } else { FAILURE })
 }
@@ -104,6 +110,7 @@ struct Agent {
     events: Receiver<(u64, Arc<Event>)>,
     stop: shutdown::ShutdownTrigger,
     running: Option<std::thread::JoinHandle<()>>,
+    observers: Vec<Arc<ObserverRuntime>>,
 }
 
 impl Agent {
@@ -120,12 +127,14 @@ impl Agent {
         let opened = wiring::open(&wiring::ALL, hierarchy, &ToAgents::new(None))
             .map_err(|error| wiring::refusal(&error))?;
         let mut supervisor = Supervisor::new(emitters.to_vec(), Duration::from_secs(1));
-        let mut probes = Vec::new();
+        let (mut probes, mut observers) = (Vec::new(), Vec::new());
         for (name, source) in wiring::ALL.into_iter().zip(opened) {
             let source = source.map_err(|error| wiring::refusal(&error))?;
             probes.push(source.probes());
-            supervisor =
-                supervisor.observer(wiring::build(name, &config, hierarchy, source, &emitters)?);
+            let caches = CacheLimits::default();
+            let observer = wiring::build(name, &config, caches, hierarchy, source, &emitters)?;
+            supervisor = supervisor.observer(Arc::clone(&observer));
+            observers.push(observer);
         }
         let (stop, begun) = shutdown::channel();
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -137,7 +146,7 @@ impl Agent {
             .spawn(move || drop(runtime.block_on(supervisor.run(begun))))
             .map_err(|error| Failed::failure(format!("cannot start: {error}")))?;
         wait_for_proof(&probes);
-        Ok(Agent { events, stop, running: Some(running) })
+        Ok(Agent { events, stop, running: Some(running), observers })
     }
 
     fn show(&mut self, fault: &Fault) -> Shown {
@@ -162,13 +171,15 @@ impl Agent {
         }
     }
 
-    fn stop(&mut self) {
+    /// What does not add up then.
+    fn stop(&mut self) -> Vec<String> {
         self.stop.begin();
         if let Some(running) = self.running.take()
             && running.join().is_err()
         {
             tracing::error!("the observers did not end as they should");
         }
+        self.observers.iter().flat_map(|observer| losses::differences(&observer.ledger())).collect()
     }
 }
 

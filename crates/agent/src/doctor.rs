@@ -1,27 +1,33 @@
 //! `vahti doctor`: attaches every probe, has each prove itself, and tells what
-//! that means for every signal.
+//! that means for every signal; and how the store stands.
 
 mod signals;
+pub(crate) mod store;
 
-use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use vahti_ebpf::cgroup::Hierarchy;
 use vahti_ebpf::proof::{ProbeReport, ProbeState};
 use vahti_runtime::source::{RecordBatch, Source};
 
-use crate::output::{FAILURE, Outcome, SUCCESS, complain, print};
+use crate::cli::DoctorArgs;
+use crate::config::settings;
+use crate::output::{FAILURE, Failed, Outcome, SUCCESS, complain, print};
 use crate::proofs::ToAgents;
-use crate::report::DoctorReport;
+use crate::report::{DoctorReport, MemoryReport};
 use crate::wiring::{self, Opened, describe};
 
 /// How long probes have to prove themselves.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Tells what can be seen on this node. Ends with 0 if all of it can. An agent
-/// that runs, such as the one at `socket`, is told what is made for that.
-pub(crate) fn doctor(json: bool, socket: Option<PathBuf>) -> Outcome {
-    let agents = ToAgents::new(socket);
+/// Tells what can be seen on this node, and kept. Ends with 0 if all of it can.
+/// An agent that runs, such as the one at the socket, is told what is made for
+/// that.
+pub(crate) fn doctor(args: &DoctorArgs) -> Outcome {
+    let config = settings::resolve(args.overrides(), |name| std::env::var_os(name))
+        .map_err(|invalid| Failed::usage(invalid.to_string()))?;
+    let memory = MemoryReport::of(&config, args.socket.clone())?;
+    let agents = ToAgents::new(args.socket.clone());
     let opened = wiring::open(&wiring::ALL, Hierarchy::detect(), &agents)
         .map_err(|error| wiring::refusal(&error))?;
     let signals = wiring::ALL
@@ -32,8 +38,9 @@ pub(crate) fn doctor(json: bool, socket: Option<PathBuf>) -> Outcome {
     for untold in agents.untold() {
         complain(&format!("{untold}; it tells the faults that were made here as failures"));
     }
-    let report = DoctorReport { kernel: kernel(), signals };
-    print(&if json { report.to_json() } else { report.to_text() })?;
+    let store = store::report(&config);
+    let report = DoctorReport { kernel: kernel(), signals, memory, store };
+    print(&if args.json { report.to_json() } else { report.to_text() })?;
     Ok(if report.is_anything_missing() { FAILURE } else { SUCCESS })
 }
 

@@ -4,13 +4,17 @@ use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use vahti_exporters::store::{COMMIT_WINDOW, Store, StoreConfig};
 use vahti_exporters::{FileEmitter, NoneEmitter, StdoutEmitter};
 use vahti_runtime::delivery::EmitterHandle;
 use vahti_runtime::emitter::EventEmitter;
 
+use crate::budget::Limits;
 use crate::config::{Config, EmitterConfig, EmitterType};
 use crate::output::Failed;
+use crate::store_path;
 
 type Make = Box<dyn Fn() -> Box<dyn EventEmitter> + Send>;
 
@@ -21,6 +25,8 @@ type Make = Box<dyn Fn() -> Box<dyn EventEmitter> + Send>;
 /// One can't be started; the message says which and why.
 pub(crate) fn start(
     config: &Config,
+    limits: &Limits,
+    store: Option<&Store>,
     nobody_reads: impl Fn() + Send + Sync + 'static,
 ) -> Result<Vec<EmitterHandle>, Failed> {
     let emitters = &config.emitters.0;
@@ -30,16 +36,55 @@ pub(crate) fn start(
             nobody_reads();
         }
     });
-    emitters
-        .iter()
-        .map(|emitter| {
-            let failed = |why: String| {
-                Failed::failure(format!("emitter {} can't be started: {why}", emitter.name()))
-            };
-            let make = factory(emitter, &nobody_reads).map_err(failed)?;
-            EmitterHandle::start(make, served(emitter, config)).map_err(|e| failed(e.to_string()))
-        })
-        .collect()
+    let own = store.map(|store| {
+        let emitter = store.clone();
+        // What can't be committed waits in its lanes, and those decide what goes.
+        let served = vahti_runtime::delivery::EmitterConfig {
+            max_retries: u32::MAX,
+            drain_interval: COMMIT_WINDOW,
+            max_batch_bytes: limits.store_batch_bytes,
+            ..Default::default()
+        };
+        EmitterHandle::start(move || Box::new(emitter.emitter()), served)
+            .map_err(|error| Failed::failure(format!("the store can't be started: {error}")))
+    });
+    let others = emitters.iter().map(|emitter| {
+        let failed = |why: String| {
+            Failed::failure(format!("emitter {} can't be started: {why}", emitter.name()))
+        };
+        let make = factory(emitter, limits.lines_bytes, &nobody_reads).map_err(failed)?;
+        let mut served = served(emitter, config);
+        served.max_batch_bytes = limits.batch_bytes;
+        let started = match store.filter(|_| emitter.durable) {
+            Some(store) => EmitterHandle::start_durable(make, served, Arc::new(store.clone())),
+            None => EmitterHandle::start(make, served),
+        };
+        started.map_err(|error| failed(error.to_string()))
+    });
+    own.into_iter().chain(others).collect()
+}
+
+/// Opens the store that is configured, if one is. One that can't be used for
+/// now is told of, and tried again.
+///
+/// # Errors
+/// Another agent has it.
+pub(crate) fn open_store(config: &Config, limits: &Limits) -> Result<Option<Store>, Failed> {
+    if config.store.is_off() {
+        return Ok(None);
+    }
+    let Some(path) = config.store.path.clone().or_else(store_path::default_path) else {
+        tracing::warn!("there is no folder for a store: HOME is not set; nothing is kept");
+        return Ok(None);
+    };
+    let durable = config.emitters.0.iter().filter(|emitter| emitter.durable);
+    let durable = durable.map(|emitter| emitter.name().to_owned()).collect();
+    // As long as a restart may take.
+    let patience = config.limits.drain_deadline.0 + Duration::from_secs(1);
+    let settings = StoreConfig { memory: limits.store, ..config.store.to_store(path) };
+    Store::open(settings, durable, patience)
+        .map(Some)
+        .map_err(|error| Failed::failure(error.to_string()))
 }
 
 /// How an emitter is served: as its own entry says, else as the most patient of
@@ -58,9 +103,11 @@ fn served(emitter: &EmitterConfig, config: &Config) -> vahti_runtime::delivery::
 /// Makes the emitter: now, where it may fail, and again after a panic.
 fn factory(
     emitter: &EmitterConfig,
+    lines_bytes: usize,
     nobody_reads: &Arc<impl Fn() + Send + Sync + 'static>,
 ) -> Result<Make, String> {
     let (name, critical) = (emitter.name().to_owned(), emitter.critical);
+    let durable = emitter.durable;
     match emitter.kind {
         EmitterType::None => Ok(Box::new(move || Box::new(NoneEmitter::new(&name)))),
         EmitterType::Stdout => {
@@ -69,7 +116,8 @@ fn factory(
             Ok(Box::new(move || {
                 let tell = Arc::clone(&nobody_reads);
                 let stdout = StdoutEmitter::writing_to(Arc::clone(&output), &name, format);
-                Box::new(stdout.critical(critical).on_closed(move || tell()))
+                let stdout = stdout.lines_bytes(lines_bytes).critical(critical);
+                Box::new(stdout.on_closed(move || tell()))
             }))
         }
         EmitterType::File => {
@@ -79,7 +127,7 @@ fn factory(
             Ok(Box::new(move || {
                 let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
                 let file = first.unwrap_or_else(|| FileEmitter::deferred(&name, config.clone()));
-                Box::new(file.critical(critical))
+                Box::new(file.lines_bytes(lines_bytes).critical(critical).synced(durable))
             }))
         }
     }

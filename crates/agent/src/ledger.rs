@@ -3,10 +3,89 @@
 //! Read from JSON and not from the runtime's types, since the agent that
 //! answers may be of another version.
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use vahti_exporters::store::{Filter, Reader, State};
+use vahti_runtime::clock::rfc3339;
 use vahti_runtime::event::escape_text;
 
+use crate::cli::LedgerArgs;
+use crate::output::{Failed, Outcome, Printed, SUCCESS, print, print_some};
 use crate::table::grouped;
+use crate::{control, history, socket, store_path};
+
+/// Prints the accounting of the agent that runs, else as the store has it; then
+/// follows, if asked to, what is committed.
+pub(crate) fn ledger(args: &LedgerArgs) -> Outcome {
+    // Where to follow from, before the accounting: nothing falls in between.
+    let followed = if args.follow {
+        let reader = history::open(args.store.clone())?;
+        let seen = reader.last_seq().map_err(history::unreadable)?;
+        Some((reader, seen))
+    } else {
+        None
+    };
+    let (ledger, note) = accounting(args)?;
+    let text = if args.json { format!("{ledger:#}\n") } else { note + &to_text(&ledger) };
+    let Some((reader, seen)) = followed else { return print(&text) };
+    if print_some(text.as_bytes())? == Printed::Closed {
+        return Ok(SUCCESS);
+    }
+    history::follow(reader, args.store.clone(), seen, |reader, after| {
+        let filter = Filter { after_seq: Some(after), limit: Some(1_000), ..Filter::default() };
+        let rows = reader.events(&filter)?;
+        let mut out = String::new();
+        for row in &rows {
+            let event: Value = serde_json::from_str(&row.json).unwrap_or_default();
+            let word = |key: &str| event[key].as_str().unwrap_or("?").to_owned();
+            let (priority, subtype) = (word("priority"), word("subtype"));
+            if args.json {
+                let committed = json!({"id": row.id, "seq": row.seq, "priority": priority,
+                                       "subtype": subtype});
+                out.push_str(&format!("{}\n", json!({ "committed": committed })));
+            } else {
+                let line = format!("{} {priority} {subtype}", row.id);
+                out.push_str(&format!("{}\n", escape_text(&line)));
+            }
+        }
+        let more = rows.len() == 1_000;
+        Ok((rows.last().map(|row| row.seq), more, print_some(out.as_bytes())))
+    })
+}
+
+/// The ledger, and what is to be said of it.
+fn accounting(args: &LedgerArgs) -> Result<(Value, String), Failed> {
+    let asked = match socket::path(args.socket.clone())? {
+        Some(path) => control::ask(&path, "ledger").map_err(|error| error.to_string()),
+        None => Err("where the agent's socket is isn't known: give --socket PATH".to_owned()),
+    };
+    let why = match asked {
+        Ok(answer) => return Ok((answer, String::new())),
+        // Whoever names a socket wants that agent, and no other's store.
+        Err(why) if args.socket.is_some() && args.store.is_none() => {
+            return Err(Failed::failure(why));
+        }
+        Err(why) => why,
+    };
+    let path = store_path::to_read(args.store.clone())?;
+    let no_store = |more: Failed| more.after(&format!("{why}; and its store: "));
+    let unreadable = |error| no_store(store_path::why_unreadable(&path, &error));
+    let snapshot = Reader::open(&path).and_then(|reader| reader.snapshot()).map_err(unreadable)?;
+    let Some(snapshot) = snapshot else {
+        return Err(no_store(Failed::failure("no ledger was committed to it yet")));
+    };
+    let mut ledger: Value = serde_json::from_str(&snapshot.json).unwrap_or_default();
+    let agent = State::of(&path).ok().and_then(|state| state.agent);
+    let (word, how) = match agent {
+        Some(_) => ("silent", "writes to its store and does not answer"),
+        None if snapshot.running => ("died", "did not end as it should"),
+        None => ("ended", "has ended"),
+    };
+    let when = rfc3339(snapshot.time_ns);
+    if let Some(members) = ledger.as_object_mut() {
+        members.insert("agent".to_owned(), json!({"state": word, "as_of": when}));
+    }
+    Ok((ledger, format!("the agent {how}; its ledger as of {when}\n\n")))
+}
 
 /// The lines of an observer: name, the whole, and the parts that add up to it.
 const LINES: [(&str, &str, &[&str]); 4] = [
@@ -38,6 +117,19 @@ pub(crate) fn to_text(ledger: &Value) -> String {
         for lane in members(&observer["lanes"]) {
             let emitter = escape_text(lane["emitter"].as_str().unwrap_or("?"));
             addition(&mut out, &format!("lane to {emitter}"), lane, LANE.0, LANE.1);
+        }
+        out.push('\n');
+    }
+    if ledger["store"]["lanes"].is_array() {
+        out.push_str(&format!("store{:>55}{:>17}\n", "occurrences", "envelopes"));
+        for lane in members(&ledger["store"]["lanes"]) {
+            let emitter = escape_text(lane["emitter"].as_str().unwrap_or("?"));
+            let name = if emitter == "(store)" {
+                "committed".to_owned()
+            } else {
+                format!("owed to {emitter}")
+            };
+            addition(&mut out, &name, lane, LANE.0, LANE.1);
         }
         out.push('\n');
     }

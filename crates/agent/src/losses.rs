@@ -120,7 +120,8 @@ mod tests {
         ledger.lanes[0].rejected = Tally::one(1);
         ledger.lanes[0].dropped[0].tally = Tally::one(4);
         ledger.lanes[0].dropped[1].tally = Tally::one(90);
-        ledger.lanes[0].dropped[11].tally = Tally::one(7);
+        let deadline = |dropped: &&mut Dropped| dropped.reason == "deadline";
+        ledger.lanes[0].dropped.iter_mut().rfind(deadline).unwrap().tally = Tally::one(7);
         assert_eq!(
             of(&ledger),
             [

@@ -4,25 +4,30 @@
 //! in [`cli`] and [`config`], building in [`wiring`]; running and draining is
 //! what the runtime does.
 
+mod budget;
 mod cli;
 mod config;
 mod control;
 mod demo;
 mod doctor;
 mod emitters;
+mod gap;
+mod history;
 mod ledger;
 mod log;
 mod losses;
+mod notify;
 mod output;
 mod proofs;
 mod report;
 mod run;
 mod signals;
 mod socket;
+mod store_path;
 mod table;
 mod wiring;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
@@ -38,7 +43,7 @@ fn main() -> ExitCode {
     };
     finish(match cli.command {
         Command::Run(args) => run::run(&args),
-        Command::Doctor { json, socket } => doctor::doctor(json, socket),
+        Command::Doctor(args) => doctor::doctor(&args),
         Command::Demo { json } => demo::demo(json),
         Command::Config { command: ConfigCommand::Check { file } } => check(&file),
         Command::Config { command: ConfigCommand::Example } => print(&config::example::example()),
@@ -48,7 +53,9 @@ fn main() -> ExitCode {
         Command::Schema { command: SchemaCommand::Event } => {
             print(vahti_runtime::event::JSON_SCHEMA)
         }
-        Command::Ledger { json, socket } => ledger(json, socket),
+        Command::Events(args) => history::events(&args),
+        Command::Why(args) => history::why(&args),
+        Command::Ledger(args) => ledger::ledger(&args),
         Command::Completions { shell } => completions(shell),
     })
 }
@@ -70,17 +77,6 @@ fn check(file: &Path) -> Outcome {
         Ok(()) => print("the configuration is good\n"),
         Err(invalid) => Err(Failed::usage(invalid.to_string())),
     }
-}
-
-fn ledger(json: bool, socket: Option<PathBuf>) -> Outcome {
-    let Some(path) = socket::path(socket)? else {
-        return Err(Failed::usage("where the agent's socket is isn't known: give --socket PATH"));
-    };
-    let answer = control::ask(&path, "ledger").map_err(|e| Failed::failure(e.to_string()))?;
-    if json {
-        return print(&format!("{answer:#}\n"));
-    }
-    print(&ledger::to_text(&answer))
 }
 
 fn completions(shell: clap_complete::Shell) -> Outcome {

@@ -32,6 +32,11 @@ impl Failed {
         Failed { code: USAGE, message: message.into() }
     }
 
+    /// The same, behind what was tried before.
+    pub(crate) fn after(self, before: &str) -> Self {
+        Failed { message: before.to_owned() + &self.message, ..self }
+    }
+
     /// A right is missing.
     pub(crate) fn no_permission(message: impl Into<String>) -> Self {
         Failed { code: NO_PERMISSION, message: message.into() }
@@ -48,6 +53,31 @@ pub(crate) fn print(text: &str) -> Outcome {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(SUCCESS),
         Err(error) => Err(Failed::failure(format!("cannot write to standard output: {error}"))),
     }
+}
+
+/// Whether somebody still reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Printed {
+    All,
+    /// The reader has had enough.
+    Closed,
+}
+
+/// Prints a part of what there is.
+pub(crate) fn print_some(bytes: &[u8]) -> Result<Printed, Failed> {
+    match write(bytes) {
+        Ok(()) => Ok(Printed::All),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(Printed::Closed),
+        Err(error) => Err(Failed::failure(format!("cannot write to standard output: {error}"))),
+    }
+}
+
+/// Whether nobody reads standard output any more.
+pub(crate) fn is_closed() -> bool {
+    let mut poll = libc::pollfd { fd: libc::STDOUT_FILENO, events: 0, revents: 0 };
+    // SAFETY: `poll` is one valid pollfd for the length of the call.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    ready > 0 && poll.revents & (libc::POLLERR | libc::POLLHUP | libc::POLLNVAL) != 0
 }
 
 fn write(bytes: &[u8]) -> io::Result<()> {

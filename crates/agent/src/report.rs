@@ -1,9 +1,17 @@
 //! How `doctor` shows what can be seen on this node.
 
+use std::path::PathBuf;
+
 use serde::Serialize;
+use serde_json::Value;
 use vahti_runtime::event::escape_text;
 
+use crate::budget::{Division, by_user, shown};
+use crate::config::Config;
+use crate::doctor::store::{StoreReport, StoreState};
+use crate::output::Failed;
 use crate::table::wrap;
+use crate::{control, socket};
 
 /// Whether a signal can be seen. The worse, the greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -51,21 +59,88 @@ pub(crate) struct SignalReport {
 }
 
 /// What `doctor` found.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct DoctorReport {
     /// The kernel, as it calls itself.
     pub(crate) kernel: String,
     /// Every signal of every observer.
     pub(crate) signals: Vec<SignalReport>,
+    /// Who may take how much memory.
+    pub(crate) memory: MemoryReport,
+    /// What is kept.
+    pub(crate) store: StoreReport,
+}
+
+/// How a configuration's memory is divided, and what an agent that runs takes.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct MemoryReport {
+    /// Of the configuration that `doctor` was given.
+    #[serde(flatten)]
+    pub(crate) division: Division,
+    /// The same of an agent that runs, and what it has in memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) agent: Option<Value>,
+}
+
+impl MemoryReport {
+    /// Divides a configuration's memory, and asks the agent that runs, if one
+    /// does.
+    ///
+    /// # Errors
+    /// The memory is not enough.
+    pub(crate) fn of(config: &Config, socket: Option<PathBuf>) -> Result<Self, Failed> {
+        let division =
+            Division::of(config).map_err(|unmet| Failed::usage(unmet.field().to_string()))?;
+        let socket = socket::path(socket)?;
+        let ledger = socket.and_then(|path| control::ask(&path, "ledger").ok());
+        let agent = ledger.and_then(|ledger| ledger.get("memory").cloned());
+        Ok(MemoryReport { division, agent })
+    }
+
+    fn to_text(&self, out: &mut String) {
+        let row = |out: &mut String, user: &str, used_for: &str, bytes: u64| {
+            let (user, used_for) = (escape_text(user), escape_text(used_for));
+            let (user, used_for) = (cut(&user, 24), cut(&used_for, 36));
+            out.push_str(&format!("  {user:24}  {used_for:36}{:>12}\n", shown(bytes)));
+        };
+        out.push_str("\nmemory\n");
+        let mut last = "";
+        for part in &self.division.parts {
+            let user = if part.user == last { "" } else { &*part.user };
+            last = &part.user;
+            row(out, user, &part.used_for, part.bytes);
+        }
+        let taken = by_user(&self.division.parts).iter().map(|(_, bytes)| bytes).sum();
+        row(out, "all", "at the most", taken);
+        row(out, "", "limits.memory", self.division.budget);
+        let Some(agent) = &self.agent else { return };
+        let number = |value: &Value, key: &str| value[key].as_u64();
+        if let Some(budget) = number(agent, "budget_bytes") {
+            row(out, "the agent that runs", "limits.memory", budget);
+        }
+        for (key, what) in [
+            ("anonymous_bytes", "has made, without maps in the kernel"),
+            ("file_bytes", "has mapped: its code, and rings"),
+        ] {
+            if let Some(bytes) = number(&agent["resident"], key) {
+                row(out, "", what, bytes);
+            }
+        }
+    }
+}
+
+fn cut(text: &str, columns: usize) -> String {
+    text.chars().take(columns).collect()
 }
 
 /// How wide a report is, in columns.
 const WIDTH: usize = 80;
 
 impl DoctorReport {
-    /// Whether any signal can't be seen.
+    /// Whether any signal can't be seen, or nothing be kept.
     pub(crate) fn is_anything_missing(&self) -> bool {
-        self.signals.iter().any(|s| s.state == State::Missing)
+        self.store.state == StoreState::Missing
+            || self.signals.iter().any(|s| s.state == State::Missing)
     }
 
     /// As JSON, for programs.
@@ -97,6 +172,8 @@ impl DoctorReport {
                 }
             }
         }
+        self.memory.to_text(&mut out);
+        self.store.write(&mut out, WIDTH);
         let count = |state| self.signals.iter().filter(|s| s.state == state).count();
         out.push_str(&format!(
             "\n{} work, {} degraded, {} missing\n",
@@ -111,6 +188,8 @@ impl DoctorReport {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
+    use crate::doctor::store;
 
     #[test]
     fn a_report_fits_eighty_columns_and_smuggles_nothing() {
@@ -137,6 +216,19 @@ mod tests {
                     accuracy: Some("none\n".into()),
                 },
             ],
+            memory: MemoryReport {
+                division: Division::of(&Config::default()).unwrap(),
+                agent: Some(serde_json::json!({
+                    "budget_bytes": 64 << 20,
+                    "resident": {"anonymous_bytes": 3 << 20, "file_bytes": 9 << 20},
+                })),
+            },
+            store: {
+                let mut config = Config::default();
+                let aside = "/proc/no\u{1b}/where/that/is/as/long/as/a/folder".into();
+                config.store.path = Some(aside);
+                store::report(&config)
+            },
         };
         let text = report.to_text();
         for line in text.lines() {

@@ -2,27 +2,40 @@
 
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
+use vahti_ebpf::rights;
+use vahti_exporters::store::Store;
 use vahti_runtime::delivery::{EmitterHandle, EmitterState};
 use vahti_runtime::ledger::ObserverLedger;
 use vahti_runtime::observer::ObserverRuntime;
-use vahti_runtime::shutdown;
+use vahti_runtime::shutdown::{self, Shutdown};
 use vahti_runtime::supervisor::{Report, Supervisor};
 
+use crate::budget::{Division, Resident};
 use crate::cli::RunArgs;
 use crate::config::Config;
 use crate::config::settings;
 use crate::control::{self, Control, ControlError, Found, Reply};
+use crate::gap::GapObserver;
+use crate::notify::{Manager, Status};
 use crate::output::{FAILURE, Failed, Outcome, SUCCESS};
 use crate::proofs::ProofMakers;
 use crate::signals::Signals;
 use crate::{emitters, log, losses, socket, wiring};
 
+/// How exactly the beginning of a gap is known, where nothing was committed.
+const ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+
 /// Watches this node until it is told to stop.
 pub(crate) fn run(args: &RunArgs) -> Outcome {
-    let config = settings::resolve(args.overrides(), |name| std::env::var_os(name))
+    let mut config = settings::resolve(args.overrides(), |name| std::env::var_os(name))
         .map_err(|invalid| Failed::usage(invalid.to_string()))?;
+    let division =
+        Division::of(&config).map_err(|unmet| Failed::usage(unmet.field().to_string()))?;
+    division.apply(&mut config);
+    let limits = division.limits;
     log::start(config.log);
     // Before any thread is started, so that all of them have them blocked.
     let signals = Signals::block().map_err(|e| system("block signals", &e))?;
@@ -31,26 +44,51 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     let _control = control(args, &running, &makers)?;
     let (trigger, shutdown) = shutdown::channel();
     let nobody_reads = trigger.clone();
-    let emitters = emitters::start(&config, move || nobody_reads.begin())?;
-    let observers = wiring::observers(&config, &emitters, &makers)?;
+    // Before anything is made on the disk.
+    rights::check().map_err(|error| wiring::refusal(&error))?;
+    let store = emitters::open_store(&config, &limits)?;
+    let emitters = emitters::start(&config, &limits, store.as_ref(), move || nobody_reads.begin())?;
+    let observers = wiring::observers(&config, &limits, &emitters, &makers)?;
+    let gap = store.as_ref().and_then(Store::gap_from_ns);
+    let gap = gap.map(|from_ns| GapObserver::new(from_ns, &config, &emitters)).transpose()?;
     let deadline = config.limits.drain_deadline.0;
     let supervisor = observers
         .iter()
         .fold(Supervisor::new(emitters.clone(), deadline), |s, o| s.observer(Arc::clone(o)));
-    let running = running.get_or_init(|| Running { observers, emitters });
+    let supervisor =
+        gap.iter().fold(supervisor, |supervisor, gap| supervisor.beside(Arc::clone(&gap.runtime)));
+    let enabled = wiring::enabled(&config);
+    if let Some(store) = &store {
+        let running = Arc::clone(&running);
+        store.set_ledger(move || running.get().map_or_else(|| b"{}".to_vec(), Running::ledger));
+    }
+    let running = running.get_or_init(|| Running {
+        observers,
+        emitters,
+        enabled,
+        gap,
+        store,
+        division: Some(division),
+    });
     signals.watch(move || trigger.begin()).map_err(|e| system("watch signals", &e))?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
         .map_err(|e| system("start", &e))?;
     let report = runtime.block_on(async {
-        let told = tokio::spawn(announce(running.observers.clone(), emitter_names(&config)));
+        let names = emitter_names(&config);
+        let told = tokio::spawn(announce(running.clone(), names, shutdown.clone(), deadline));
+        let ticks = tokio::spawn(keep_alive(running.store.clone()));
         let report = supervisor.run(shutdown).await;
         told.abort();
+        ticks.abort();
         report
     });
     // Whatever still blocks a thread must not hold up the end.
     runtime.shutdown_background();
+    if let Some(store) = &running.store {
+        store.end();
+    }
     Ok(conclude(&report, running))
 }
 
@@ -59,23 +97,81 @@ fn system(what: &str, error: &std::io::Error) -> Failed {
 }
 
 /// What runs, for whoever asks on the control socket.
+#[derive(Clone)]
 struct Running {
     observers: Vec<Arc<ObserverRuntime>>,
     emitters: Vec<EmitterHandle>,
+    /// The observers that are wanted; some may not run here.
+    enabled: Vec<&'static str>,
+    /// What tells of the time before the start, if nobody watched then.
+    gap: Option<GapObserver>,
+    store: Option<Store>,
+    /// Who may take how much memory.
+    division: Option<Division>,
 }
 
 impl Running {
     fn ledgers(&self) -> Vec<ObserverLedger> {
-        self.observers.iter().map(|observer| observer.ledger()).collect()
+        let gap = self.gap.iter().map(|gap| &gap.runtime);
+        self.observers.iter().chain(gap).map(|observer| observer.ledger()).collect()
+    }
+
+    /// The ledger, and who takes how much memory.
+    fn answer(&self) -> Vec<u8> {
+        let mut answer = self.accounts();
+        if let Some(division) = &self.division {
+            answer["memory"] = json!(division);
+            answer["memory"]["resident"] = json!(Resident::of_this_process());
+        }
+        answer.to_string().into_bytes()
     }
 
     fn ledger(&self) -> Vec<u8> {
+        self.accounts().to_string().into_bytes()
+    }
+
+    fn accounts(&self) -> Value {
         let observers = self.ledgers();
         let emitters: Vec<_> = self.emitters.iter().map(emitter_state).collect();
-        json!({"pid": std::process::id(), "observers": observers, "emitters": emitters})
-            .to_string()
-            .into_bytes()
+        let mut ledger =
+            json!({"pid": std::process::id(), "observers": observers, "emitters": emitters});
+        if let Some(store) = &self.store {
+            let durable = self.emitters.iter().filter(|emitter| emitter.is_durable());
+            let lanes = std::iter::once(store.own_line());
+            let lanes: Vec<_> = lanes.chain(durable.flat_map(EmitterHandle::lane_lines)).collect();
+            ledger["store"] = json!({"lanes": lanes, "set_aside": store.set_aside()});
+        }
+        ledger
     }
+
+    /// In one line. Whatever is down by its policy is told, and is not stuck:
+    /// a new process would be no better.
+    fn status(&self) -> Status {
+        let mut parts = Vec::new();
+        let (well, down): (Vec<_>, Vec<_>) = self.observers.iter().partition(|o| o.is_healthy());
+        let names: Vec<&str> = well.iter().map(|o| o.name()).collect();
+        parts.push(format!("watching: {}", or_nothing(&names)));
+        parts.extend(down.iter().map(|o| format!("down: {} ({})", o.name(), o.health().reason)));
+        for name in &self.enabled {
+            if !self.observers.iter().any(|o| o.name() == *name) {
+                parts.push(format!("can't run here: {name}"));
+            }
+        }
+        let names: Vec<&str> = self.emitters.iter().map(EmitterHandle::name).collect();
+        parts.push(format!("emitters: {}", or_nothing(&names)));
+        for emitter in &self.emitters {
+            if let EmitterState::Failing(why) = emitter.state() {
+                parts.push(format!("failing: {} ({why})", emitter.name()));
+            }
+        }
+        let stuck = self.emitters.iter().find(|e| e.is_stuck());
+        let stuck = stuck.map(|e| format!("emitter {}", e.name()));
+        Status { text: parts.join("; "), stuck }
+    }
+}
+
+fn or_nothing(names: &[&str]) -> String {
+    if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
 }
 
 fn emitter_state(emitter: &EmitterHandle) -> serde_json::Value {
@@ -84,7 +180,13 @@ fn emitter_state(emitter: &EmitterHandle) -> serde_json::Value {
         EmitterState::Failing(why) => ("failing", Some(why)),
         EmitterState::Ended => ("ended", None),
     };
-    let mut value = json!({"name": emitter.name(), "state": state, "panics": emitter.panics()});
+    let mut value = json!({
+        "name": emitter.name(),
+        "state": state,
+        "panics": emitter.panics(),
+        "taken_over": emitter.taken_over(),
+        "stuck": emitter.is_stuck(),
+    });
     if let Some(why) = why {
         value["why"] = why.into();
     }
@@ -107,7 +209,7 @@ fn control(
         None if request == "ledger" => Some(Reply::Document(
             running
                 .get()
-                .map_or_else(|| br#"{"observers":[],"emitters":[]}"#.to_vec(), Running::ledger),
+                .map_or_else(|| br#"{"observers":[],"emitters":[]}"#.to_vec(), Running::answer),
         )),
         Some(("prove", tgid)) => Some(makers.answer(tgid, peer)),
         _ => None,
@@ -137,10 +239,10 @@ fn emitter_names(config: &Config) -> String {
 }
 
 /// Says so once every observer watches or has failed to: what happens from
-/// this line on is seen.
-async fn announce(observers: Vec<Arc<ObserverRuntime>>, emitters: String) {
+/// this line on is seen. Then keeps the service manager informed, if one asks.
+async fn announce(running: Running, emitters: String, shutdown: Shutdown, deadline: Duration) {
     let mut watching = Vec::new();
-    for observer in &observers {
+    for observer in &running.observers {
         observer.started().await;
         if observer.is_healthy() {
             watching.push(observer.name());
@@ -148,6 +250,21 @@ async fn announce(observers: Vec<Arc<ObserverRuntime>>, emitters: String) {
     }
     let observers = watching.join(",");
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %observers, %emitters, "watching");
+    if let Some(gap) = &running.gap {
+        gap.is_over();
+    }
+    if let Some(manager) = Manager::from_environment() {
+        manager.attend(|| running.status(), shutdown, deadline).await;
+    }
+}
+
+/// Has the store know that the agent is alive.
+async fn keep_alive(store: Option<Store>) {
+    let Some(store) = store else { return };
+    loop {
+        tokio::time::sleep(ALIVE_INTERVAL).await;
+        store.tick();
+    }
 }
 
 /// Tells what was not as it should be, and nothing otherwise.
@@ -172,4 +289,55 @@ fn conclude(report: &Report, running: &Running) -> u8 {
         }
     }
     if report.is_success() { SUCCESS } else { FAILURE }
+}
+
+#[cfg(test)]
+mod tests {
+    use vahti_runtime::config::{Config as ObserverConfig, FailurePolicy};
+    use vahti_runtime::processor::{EventProcessor, Output, ProcessError, RawRecord};
+    use vahti_runtime::testing::record;
+
+    use super::*;
+
+    /// Gives up at the first record.
+    struct GivesUp;
+
+    impl EventProcessor for GivesUp {
+        fn name(&self) -> &str {
+            "network"
+        }
+
+        fn process(&self, _: RawRecord<'_>) -> Result<Output, ProcessError> {
+            Err(ProcessError::Fatal("no such device".to_owned()))
+        }
+    }
+
+    #[tokio::test]
+    async fn an_observer_that_is_down_or_missing_is_named_and_is_not_stuck() {
+        let mut config = ObserverConfig::for_observer("network");
+        config.failure.policy = FailurePolicy::Isolate;
+        let observer = ObserverRuntime::builder(|| GivesUp).config(config).build().unwrap();
+        let (_trigger, shutdown) = shutdown::channel();
+        let run = tokio::spawn(Arc::clone(&observer).run(shutdown));
+        observer.started().await;
+        let enabled = vec!["network", "container"];
+        let emitters = Vec::new();
+        let running = Running {
+            observers: vec![observer],
+            emitters,
+            enabled,
+            gap: None,
+            store: None,
+            division: None,
+        };
+        let now = running.status();
+        let well = "watching: network; can't run here: container; emitters: nothing";
+        assert_eq!((now.text.as_str(), now.stuck), (well, None));
+        assert!(running.observers[0].process_event(record(b"x")).is_err());
+        assert!(run.await.unwrap().is_err());
+        let now = running.status();
+        let down = "watching: nothing; down: network (observer network failed: no such device); \
+                    can't run here: container; emitters: nothing";
+        assert_eq!((now.text.as_str(), now.stuck), (down, None));
+    }
 }

@@ -17,8 +17,10 @@ use vahti_runtime::config::FailurePolicy;
 use vahti_runtime::delivery::EmitterHandle;
 pub(crate) use vahti_runtime::error::describe;
 use vahti_runtime::ids::BootId;
+use vahti_runtime::memory::CacheLimits;
 use vahti_runtime::observer::{ObserverRuntime, ObserverRuntimeBuilder};
 
+use crate::budget::Limits;
 use crate::config::Config;
 use crate::output::Failed;
 use crate::proofs::{ProofMakers, ToAgents};
@@ -72,7 +74,8 @@ fn raise_descriptor_limit() {
     }
 }
 
-fn object(name: &str) -> Object {
+/// The compiled programs of an observer.
+pub(crate) fn object(name: &str) -> Object {
     match name {
         "container" => container::OBJECT,
         _ => network::OBJECT,
@@ -87,10 +90,11 @@ fn object(name: &str) -> Object {
 /// Rights are missing, none can run, or one that must can't.
 pub(crate) fn observers(
     config: &Config,
+    limits: &Limits,
     emitters: &[EmitterHandle],
     makers: &ProofMakers,
 ) -> Result<Vec<Arc<ObserverRuntime>>, Failed> {
-    let enabled: Vec<&str> = ALL.into_iter().filter(|name| of(config, name).0).collect();
+    let enabled = enabled(config);
     if enabled.is_empty() {
         return Err(Failed::usage("no observer is enabled, so there is nothing to watch"));
     }
@@ -101,7 +105,7 @@ pub(crate) fn observers(
     for (name, source) in enabled.into_iter().zip(opened) {
         if let Some(source) = unless_isolated(name, of(config, name).1, source)? {
             makers.tell(source.makers().map_err(|error| refusal(&error))?);
-            built.push(build(name, config, hierarchy, source, emitters)?);
+            built.push(build(name, config, limits.caches, hierarchy, source, emitters)?);
         }
     }
     if built.is_empty() {
@@ -109,6 +113,11 @@ pub(crate) fn observers(
         return Err(Failed::failure(advice));
     }
     Ok(built)
+}
+
+/// The observers that the configuration asks for.
+pub(crate) fn enabled(config: &Config) -> Vec<&'static str> {
+    ALL.into_iter().filter(|name| of(config, name).0).collect()
 }
 
 /// Whether an observer is enabled, and what happens when it fails.
@@ -145,6 +154,7 @@ fn unless_isolated<T>(
 pub(crate) fn build(
     name: &str,
     config: &Config,
+    caches: CacheLimits,
     hierarchy: Hierarchy,
     source: RingSource,
     emitters: &[EmitterHandle],
@@ -163,8 +173,11 @@ pub(crate) fn build(
             (ObserverRuntime::builder(make), config.observers.network.to_runtime())
         }
     };
-    let mut builder =
-        builder.config(settings).source(source).drain_deadline(config.limits.drain_deadline.0);
+    let mut builder = builder
+        .config(settings)
+        .source(source)
+        .caches(caches)
+        .drain_deadline(config.limits.drain_deadline.0);
     if let Some(node) = &config.node_name {
         builder = builder.node(node);
     }

@@ -15,6 +15,7 @@ fn vahti(arguments: &[&str]) -> Command {
     for name in ["CONFIG", "NODE_NAME", "OBSERVERS", "EMIT", "LOG", "SOCKET"] {
         command.env_remove(format!("VAHTI_{name}"));
     }
+    command.env("VAHTI_STORE", "none");
     command
 }
 
@@ -34,7 +35,7 @@ fn code(output: &Output) -> i32 {
     output.status.code().unwrap()
 }
 
-const COMMANDS: [&[&str]; 11] = [
+const COMMANDS: [&[&str]; 13] = [
     &[],
     &["run"],
     &["doctor"],
@@ -44,6 +45,8 @@ const COMMANDS: [&[&str]; 11] = [
     &["config", "example"],
     &["config", "schema"],
     &["schema"],
+    &["events"],
+    &["why"],
     &["ledger"],
     &["completions"],
 ];
@@ -61,6 +64,33 @@ fn help_goes_to_stdout_fits_eighty_columns_and_has_examples() {
         }
         assert!(help.stderr.is_empty());
     }
+}
+
+#[test]
+fn memory_that_is_not_enough_is_refused_with_every_users_demand() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vahti.yaml");
+    let with = |lane: &str| {
+        let text = format!(
+            "limits: {{memory: 32MiB}}\nobservers: {{network: {{backpressure: {{max_bytes: {lane}}}}}}}\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap()
+    };
+    let file = with("100MiB");
+    for arguments in [&["config", "check", file][..], &["run", "--config", file]] {
+        let output = output(arguments);
+        let told = stderr(&output);
+        assert_eq!(code(&output), 64, "{told}");
+        for part in [
+            "vahti.yaml:1:18: limits.memory is 32MiB, but must be ",
+            "program 4.0 MiB, network ",
+            "observers.network.backpressure.max_bytes than 100MiB, times ",
+        ] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+    }
+    assert_eq!(code(&output(&["config", "check", with("1MiB")])), 0);
 }
 
 #[test]
@@ -143,7 +173,7 @@ fn completions_know_every_command() {
     for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
         let script = output(&["completions", shell]);
         assert_eq!(code(&script), 0);
-        for word in ["run", "doctor", "demo", "ledger", "observers"] {
+        for word in ["run", "doctor", "demo", "events", "why", "ledger", "observers", "follow"] {
             assert!(stdout(&script).contains(word), "{shell}: {word}");
         }
     }

@@ -6,9 +6,10 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 use vahti_runtime::testing::not_run;
 
@@ -29,6 +30,7 @@ impl Agent {
             .args(arguments)
             .arg("--socket")
             .arg(folder.path().join("s"))
+            .env("VAHTI_STORE", folder.path().join("store"))
             .env_remove("VAHTI_CONFIG")
             .stdin(Stdio::null())
             .stdout(stdout)
@@ -69,11 +71,17 @@ impl Agent {
         serde_json::from_slice(&output.stdout).unwrap_or_default()
     }
 
-    /// What it told on standard error, once it has ended.
-    fn told(&mut self) -> String {
-        let mut told = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
-        told
+    /// Waits for a moment in which every line of its ledger adds up: other
+    /// processes may fail to connect meanwhile.
+    #[track_caller]
+    fn adds_up(&self) {
+        let mut ledger = self.ledger();
+        let begun = Instant::now();
+        while !is_exact(&ledger) {
+            assert!(begun.elapsed() < Duration::from_secs(10), "{ledger}");
+            std::thread::sleep(Duration::from_millis(10));
+            ledger = self.ledger();
+        }
     }
 
     fn signal(&self, signal: i32) {
@@ -82,15 +90,24 @@ impl Agent {
         assert_eq!(unsafe { libc::kill(pid, signal) }, 0);
     }
 
-    fn ends_within(&mut self, limit: Duration) -> ExitStatus {
+    /// Its exit code, and what it told on standard error, where that is its
+    /// own: nothing of a ledger that does not add up.
+    #[track_caller]
+    fn ends_within(&mut self, limit: Duration) -> (Option<i32>, String) {
         let begun = Instant::now();
-        loop {
+        let status = loop {
             if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
+                break status;
             }
             assert!(begun.elapsed() < limit, "it goes on");
             std::thread::sleep(Duration::from_millis(5));
+        };
+        let mut told = String::new();
+        if let Some(mut stderr) = self.child.stderr.take() {
+            stderr.read_to_string(&mut told).unwrap();
         }
+        assert!(!told.contains("does not add up"), "{told}");
+        (status.code(), told)
     }
 }
 
@@ -99,6 +116,16 @@ impl Drop for Agent {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+/// Whether it has observers, and every line of theirs adds up.
+fn is_exact(ledger: &serde_json::Value) -> bool {
+    let observers = ledger["observers"].as_array().cloned().unwrap_or_default();
+    let all = observers.iter().flat_map(|observer| {
+        let lines = ["kernel", "ring", "records", "events"].map(|line| &observer[line]);
+        lines.into_iter().chain(observer["lanes"].as_array().into_iter().flatten())
+    });
+    !observers.is_empty() && { all }.all(|line| line["difference"] == 0)
 }
 
 /// Has a connection refused; returns the port.
@@ -136,24 +163,10 @@ fn a_refused_connection_is_told_and_the_ledger_adds_up() {
     let event = line_about(&mut lines, port);
     assert_eq!(event["subtype"], "connection_refused");
     assert_eq!(event["process"]["pid"], std::process::id());
-    // Exact when nothing moves, and other processes may fail to connect too.
-    let adds_up = |ledger: &serde_json::Value| {
-        let observer = &ledger["observers"][0];
-        let lines = ["kernel", "ring", "records", "events"].map(|line| &observer[line]);
-        lines.iter().all(|line| line["difference"] == 0) && observer["lanes"][0]["difference"] == 0
-    };
-    let mut ledger = agent.ledger();
-    for _ in 0..1_000 {
-        if adds_up(&ledger) {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(10));
-        ledger = agent.ledger();
-    }
-    assert!(adds_up(&ledger), "{ledger}");
+    agent.adds_up();
     agent.signal(libc::SIGTERM);
-    assert_eq!(agent.ends_within(Duration::from_secs(5)).code(), Some(0));
-    let told = agent.told();
+    let (code, told) = agent.ends_within(Duration::from_secs(5));
+    assert_eq!(code, Some(0));
     assert!(!told.contains("observer network"), "nothing was lost: {told}");
 }
 
@@ -167,13 +180,12 @@ fn what_was_lost_is_told_at_the_end() {
         refuse();
     }
     agent.signal(libc::SIGTERM);
-    assert_eq!(agent.ends_within(Duration::from_secs(3)).code(), Some(0));
-    let told = agent.told();
+    let (code, told) = agent.ends_within(Duration::from_secs(3));
+    assert_eq!(code, Some(0));
     let lost = told.lines().find(|line| line.contains("events not delivered: "));
     let lost = lost.unwrap_or_else(|| panic!("{told}"));
     assert!(lost.contains("WARN observer network, emitter stdout: "), "{told}");
     assert!(lost.contains(" normal at shutdown: "), "{told}");
-    assert!(!told.contains("does not add up"), "{told}");
 }
 
 #[test]
@@ -186,7 +198,7 @@ fn hanging_up_does_not_kill_and_interrupting_drains() {
     agent.signal(libc::SIGHUP);
     let port = refuse();
     agent.signal(libc::SIGINT);
-    assert_eq!(agent.ends_within(Duration::from_secs(5)).code(), Some(0));
+    assert_eq!(agent.ends_within(Duration::from_secs(5)).0, Some(0));
     let text = std::fs::read_to_string(&path).unwrap();
     assert!(text.contains(&format!("\"port\":{port}")), "what was accepted is delivered: {text}");
     assert!(!Path::new(&agent.socket()).exists(), "its socket is gone");
@@ -197,11 +209,56 @@ fn a_reader_that_goes_away_ends_the_agent_without_failure() {
     let Some(mut agent) = Agent::start(&["--observers", "network"], Stdio::piped()) else { return };
     drop(agent.child.stdout.take());
     refuse();
-    assert_eq!(agent.ends_within(Duration::from_secs(5)).code(), Some(0));
+    assert_eq!(agent.ends_within(Duration::from_secs(5)).0, Some(0));
+}
+
+/// A terminal: the end of whoever looks at it, and that of who writes to it.
+fn terminal() -> (std::fs::File, OwnedFd) {
+    let mut name = [0; 64];
+    // SAFETY: the descriptor is owned by nobody else; `name` is writable for
+    // its own size.
+    let (person, named) = unsafe {
+        let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+        let person = OwnedFd::from_raw_fd(libc::posix_openpt(flags));
+        let fd = person.as_raw_fd();
+        assert_eq!((libc::grantpt(fd), libc::unlockpt(fd)), (0, 0));
+        assert_eq!(libc::ptsname_r(fd, name.as_mut_ptr(), name.len()), 0);
+        (person, std::ffi::CStr::from_ptr(name.as_ptr()).to_str().unwrap())
+    };
+    let mut options = std::fs::File::options();
+    let program = options.read(true).write(true).custom_flags(libc::O_NOCTTY).open(named).unwrap();
+    (person.into(), program.into())
+}
+
+#[test]
+fn a_terminal_is_told_in_text_and_its_hang_up_ends_the_agent_without_failure() {
+    let (person, program) = terminal();
+    let arguments = ["--observers", "network"];
+    let Some(mut agent) = Agent::start(&arguments, program.into()) else { return };
+    let port = refuse();
+    let mut lines = BufReader::new(person);
+    let mut line = String::new();
+    while !line.contains(&format!("127.0.0.1:{port}")) {
+        line.clear();
+        assert_ne!(lines.read_line(&mut line).unwrap(), 0, "it ended");
+    }
+    assert!(line.contains("connection refused: ") && !line.contains('{'), "{line}");
+    agent.adds_up();
+    drop(lines);
+    // Writing to it fails with EIO from now on.
+    refuse();
+    let (code, told) = agent.ends_within(Duration::from_secs(5));
+    assert_eq!(code, Some(0), "{told}");
 }
 
 #[test]
 fn a_reader_that_stalls_stops_neither_the_shutdown_nor_a_second_signal() {
+    for (signal, code) in [(libc::SIGTERM, 143), (libc::SIGINT, 130)] {
+        stall_and_signal_twice(signal, code);
+    }
+}
+
+fn stall_and_signal_twice(signal: libc::c_int, code: i32) {
     let config = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(config.path(), "limits: {drain_deadline: 30s}\n").unwrap();
     let arguments = ["--observers", "network", "--config", config.path().to_str().unwrap()];
@@ -212,18 +269,19 @@ fn a_reader_that_stalls_stops_neither_the_shutdown_nor_a_second_signal() {
         refuse();
     }
     std::thread::sleep(Duration::from_millis(200));
-    agent.signal(libc::SIGTERM);
+    agent.adds_up();
+    agent.signal(signal);
     std::thread::sleep(Duration::from_millis(300));
     assert!(agent.child.try_wait().unwrap().is_none(), "it waits for its reader");
-    agent.signal(libc::SIGTERM);
-    assert_eq!(agent.ends_within(Duration::from_secs(2)).code(), Some(143));
+    agent.signal(signal);
+    assert_eq!(agent.ends_within(Duration::from_secs(2)).0, Some(code));
 }
 
 #[test]
 fn a_reader_of_everything_that_stalls_does_not_stop_the_shutdown() {
     let Some(mut agent) = stalled("500ms") else { return };
     agent.signal(libc::SIGTERM);
-    assert_eq!(agent.ends_within(Duration::from_secs(3)).code(), Some(0));
+    assert_eq!(agent.ends_within(Duration::from_secs(3)).0, Some(0));
 }
 
 #[test]
@@ -233,7 +291,7 @@ fn a_reader_of_everything_that_stalls_does_not_stop_a_second_signal() {
     std::thread::sleep(Duration::from_millis(300));
     assert!(agent.child.try_wait().unwrap().is_none(), "it waits for its reader");
     agent.signal(libc::SIGTERM);
-    assert_eq!(agent.ends_within(Duration::from_secs(2)).code(), Some(143));
+    assert_eq!(agent.ends_within(Duration::from_secs(2)).0, Some(143));
 }
 
 fn unread(pipe: &std::io::PipeReader) -> libc::c_int {
@@ -256,6 +314,7 @@ fn stalled(drain_deadline: &str) -> Option<Agent> {
         .arg(config.path())
         .arg("--socket")
         .arg(folder.path().join("s"))
+        .env("VAHTI_STORE", folder.path().join("store"))
         .stdout(writer.try_clone().unwrap())
         .stderr(writer)
         .spawn()
@@ -276,9 +335,42 @@ fn stalled(drain_deadline: &str) -> Option<Agent> {
         refuse();
     }
     std::thread::sleep(Duration::from_millis(200));
+    // What it would say of it at the end, nobody could read.
+    agent.adds_up();
     // Open as long as this process is: it stalls, but it is there.
     std::mem::forget(reader);
     Some(agent)
+}
+
+/// What the kernel says of the maps that a process has, each once.
+fn maps_bytes(pid: u32) -> u64 {
+    let infos = std::fs::read_dir(format!("/proc/{pid}/fdinfo")).unwrap();
+    let maps: std::collections::BTreeMap<u64, u64> = infos
+        .filter_map(|info| {
+            let text = std::fs::read_to_string(info.ok()?.path()).ok()?;
+            let number = |key: &str| {
+                let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+                line.trim().parse::<u64>().ok()
+            };
+            Some((number("map_id:")?, number("memlock:")?))
+        })
+        .collect();
+    maps.values().sum()
+}
+
+#[test]
+fn what_is_said_of_maps_is_what_the_kernel_says() {
+    let Some(agent) = Agent::start(&[], Stdio::null()) else { return };
+    let memory = agent.ledger()["memory"].clone();
+    let parts = memory["parts"].as_array().unwrap();
+    let of_maps = parts.iter().filter(|part| part["used_for"] == "maps in the kernel");
+    let said: u64 = of_maps.map(|part| part["bytes"].as_u64().unwrap()).sum();
+    let told = maps_bytes(agent.child.id());
+    assert!(told > 1 << 20, "{told}");
+    // The loader adds one of its own now and then, for constants.
+    assert!(said >= told * 95 / 100 && said <= told * 110 / 100, "said {said}, told {told}");
+    let all: u64 = parts.iter().map(|part| part["bytes"].as_u64().unwrap()).sum();
+    assert!(all <= memory["budget_bytes"].as_u64().unwrap(), "{memory:#}");
 }
 
 #[test]
@@ -311,21 +403,31 @@ fn the_demo_finds_every_fault_that_it_can_make_here() {
             continue;
         }
         assert_eq!(fault["outcome"], "found", "{fault}");
+        // Nothing is found before it happens, nor later than the demo waits.
+        let latency_us = fault["latency_us"].as_u64().unwrap();
+        assert!((1..3_000_000).contains(&latency_us), "{fault}");
         assert_eq!(fault["event"]["subtype"], fault["fault"]);
     }
+    // It fails, too, where the ledger does not add up.
     assert_eq!(output.status.code(), Some(0), "{told}");
 }
 
 #[test]
 fn the_doctor_fits_eighty_columns_and_says_by_its_exit_code_whether_anything_is_missing() {
-    let text = Command::new(BINARY).arg("doctor").output().unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let doctor = |arguments: &[&str]| {
+        let mut command = Command::new(BINARY);
+        command.arg("doctor").args(arguments).env_remove("VAHTI_CONFIG");
+        command.env("VAHTI_STORE", folder.path().join("store")).output().unwrap()
+    };
+    let text = doctor(&[]);
     if text.status.code() == Some(77) {
         not_run(format_args!("{}", String::from_utf8_lossy(&text.stderr)));
         return;
     }
     let lines = String::from_utf8(text.stdout).unwrap();
     assert!(lines.lines().all(|line| line.chars().count() <= 80), "{lines}");
-    let json = Command::new(BINARY).args(["doctor", "--json"]).output().unwrap();
+    let json = doctor(&["--json"]);
     let report: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
     let signals = report["signals"].as_array().unwrap();
     let names: Vec<&str> = signals.iter().map(|s| s["signal"].as_str().unwrap()).collect();
@@ -347,4 +449,46 @@ fn the_doctor_fits_eighty_columns_and_says_by_its_exit_code_whether_anything_is_
     }
     let is_missing = signals.iter().any(|signal| signal["state"] == "missing");
     assert_eq!(json.status.code(), Some(i32::from(is_missing)));
+    assert_eq!(report["store"]["state"], "works", "it will be made");
+    let nowhere = doctor(&["--json", "--store", "/proc/1/nowhere/store"]);
+    assert_eq!(nowhere.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_slice(&nowhere.stdout).unwrap();
+    assert_eq!(report["store"]["state"], "missing");
+}
+
+#[test]
+fn the_doctor_names_the_agent_that_writes_and_what_its_emitters_are_owed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, store) = (folder.path().join("vahti.yaml"), folder.path().join("store"));
+    let audit = folder.path().join("audit");
+    let yaml = format!(
+        "emitters:\n- {{type: file, name: audit, durable: true, path: {}}}\nstore: {{path: {}}}\n",
+        audit.display(),
+        store.display()
+    );
+    std::fs::write(&config, yaml).unwrap();
+    let config = config.to_str().unwrap();
+    let arguments = ["--observers", "network", "--config", config];
+    let Some(mut agent) = Agent::start(&arguments, Stdio::null()) else { return };
+    let port = refuse();
+    let begun = Instant::now();
+    while !std::fs::read_to_string(&audit).is_ok_and(|t| t.contains(&format!(":{port}}}"))) {
+        assert!(begun.elapsed() < Duration::from_secs(10), "it is not delivered");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let report = || -> serde_json::Value {
+        let output =
+            Command::new(BINARY).args(["doctor", "--json", "--config", config]).output().unwrap();
+        serde_json::from_slice(&output.stdout).unwrap()
+    };
+    let store = report()["store"].take();
+    assert_eq!(store["agent"], agent.child.id(), "{store}");
+    assert_eq!((&store["mode"], &store["owed"][0]["emitter"]), (&"0700".into(), &"audit".into()));
+    assert!(store["events"].as_u64() > Some(0), "{store}");
+    agent.signal(libc::SIGKILL);
+    agent.ends_within(Duration::from_secs(5));
+    let store = report()["store"].take();
+    assert!(store["agent"].is_null(), "{store}");
+    assert!(store.to_string().contains("did not end as it should"), "{store}");
+    assert_eq!(store["state"], "works", "{store}");
 }

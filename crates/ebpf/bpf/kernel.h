@@ -96,6 +96,7 @@ struct mem_cgroup {
 	struct cgroup_subsys_state css;
 	struct page_counter memory;
 	struct page_counter memsw;
+	_Bool oom_lock; /* since 6.11 only with CONFIG_MEMCG_V1 */
 };
 struct percpu_counter {
 	s64 count;

@@ -176,8 +176,6 @@ pub const TEST_RUN_MAGIC: u64 = abi_constant!(HEADER_FILE, "VAHTI_TEST_RUN_MAGIC
 pub const MAX_MAKERS: usize = abi_constant!(HEADER_FILE, "VAHTI_MAKERS");
 /// A tick of `/proc`, in nanoseconds.
 pub const TICK_NS: u64 = abi_constant!(HEADER_FILE, "VAHTI_TICK_NS") as u64;
-/// The longest cgroup path of a record.
-pub const PATH_SIZE: usize = abi_constant!(HEADER_FILE, "VAHTI_PATH_SIZE");
 
 abi_struct! {
     /// What every record starts with.

@@ -88,6 +88,9 @@ pub enum EbpfError {
         /// How long was waited.
         waited_ms: u128,
     },
+    /// Nothing is attached, so there is nothing that could be proven.
+    #[error("no program is attached, so none is ready")]
+    NothingAttached,
     /// The manager was closed.
     #[error("the programs are closed")]
     Closed,

@@ -1,5 +1,8 @@
 //! The life of eBPF programs, for any observer.
 //!
+//! *Which programs of an observer run on this kernel, do they see, and what
+//! became of each record that they tried to write?*
+//!
 //! Opens compiled CO-RE objects ([`loader`]), attaches their programs one by
 //! one ([`manager`]), reads their ring buffers ([`ring`], [`source`]), counts
 //! what they tried, wrote and lost ([`ledger`]), and makes each of them prove
@@ -9,13 +12,24 @@
 //! programs of all observers share; its records start with the header that
 //! [`abi`] describes.
 //!
-//! Minimum kernel: 5.8 with BTF. Never used: kprobes, tracefs, mounts (the
-//! manager can attach to them; no default signal does).
+//! Data: the records in ring buffers, the counters that programs keep in their
+//! maps, what the kernel counts for a program, and the kernel's own types
+//! (`/sys/kernel/btf/vmlinux`).
+//!
+//! Never: says what a record means, exports a fact that was made as a proof,
+//! takes a link for a proof, uses kprobes, tracefs or mounts for a default
+//! signal (the manager can attach to them).
+//!
+//! Minimum kernel: 5.8 with BTF.
+//!
+//! Metrics: the ledger's first two lines, `vahti_kernel_total{outcome}`,
+//! `vahti_ring_total{outcome}` and `vahti_ring_records{state}`.
 
 pub mod abi;
 pub mod cgroup;
 pub mod error;
 mod eventfd;
+mod footprint;
 pub mod kernel;
 mod kernel_btf;
 pub mod ledger;

@@ -7,6 +7,7 @@ use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use aya::maps::{HashMap, Map, MapData, PerCpuArray};
+use aya::programs::trace_point::TracePointLink;
 use aya::programs::{Program, ProgramError};
 use aya::{Btf, Ebpf};
 use vahti_runtime::ebpf::EbpfManager;
@@ -25,6 +26,8 @@ pub struct AyaManager {
     object: &'static str,
     ebpf: Option<Ebpf>,
     attached: Vec<AttachedProgram>,
+    /// Of programs that callers hold.
+    links: Vec<TracePointLink>,
     rings: Vec<RingReader>,
 }
 
@@ -36,6 +39,11 @@ pub struct AttachedProgram {
 }
 
 impl AttachedProgram {
+    fn of(name: &str, program: &Program) -> Result<Self, ProgramError> {
+        let fd = program.fd()?.as_fd().try_clone_to_owned()?;
+        Ok(AttachedProgram { name: name.into(), fd: Arc::new(fd) })
+    }
+
     /// Its name in the object.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -72,7 +80,13 @@ impl fmt::Debug for AyaManager {
 
 impl AyaManager {
     pub(crate) fn new(object: &'static str, ebpf: Ebpf) -> Self {
-        AyaManager { object, ebpf: Some(ebpf), attached: Vec::new(), rings: Vec::new() }
+        AyaManager {
+            object,
+            ebpf: Some(ebpf),
+            attached: Vec::new(),
+            links: Vec::new(),
+            rings: Vec::new(),
+        }
     }
 
     /// The object's name.
@@ -148,9 +162,8 @@ impl AyaManager {
             load(program).map_err(|e| failed("loading", e))?;
         }
         attach(program).map_err(|e| failed("attaching", e))?;
-        let fd = program.fd().map_err(|e| failed("attaching", e))?;
-        let fd = fd.as_fd().try_clone_to_owned().map_err(|e| failed("attaching", e.into()))?;
-        self.attached.push(AttachedProgram { name: name.into(), fd: Arc::new(fd) });
+        let attached = AttachedProgram::of(name, program).map_err(|e| failed("attaching", e))?;
+        self.attached.push(attached);
         Ok(())
     }
 
@@ -274,21 +287,30 @@ impl EbpfManager for AyaManager {
         })
     }
 
+    /// The program has no name here but its tracepoint's. It is attached until
+    /// this is closed, even if its holder lets go of it before.
     fn attach_tracepoint_with_program(
         &mut self,
         program: &mut Program,
         group: &str,
         name: &str,
     ) -> Result<(), EbpfError> {
+        if self.ebpf.is_none() {
+            return Err(EbpfError::Closed);
+        }
         let failed = |operation, error| program_error(name, operation, &error);
         if program.fd().is_err() {
             load_plain(program).map_err(|e| failed("loading", e))?;
         }
-        match program {
-            Program::TracePoint(p) => p.attach(group, name).map(drop),
+        let link = match program {
+            Program::TracePoint(p) => p.attach(group, name).and_then(|id| p.take_link(id)),
             _ => Err(ProgramError::UnexpectedProgramType),
         }
-        .map_err(|e| failed("attaching", e))
+        .map_err(|e| failed("attaching", e))?;
+        let attached = AttachedProgram::of(name, program).map_err(|e| failed("attaching", e))?;
+        self.links.push(link);
+        self.attached.push(attached);
+        Ok(())
     }
 
     fn attach_raw_tracepoint(&mut self, program: &str, tracepoint: &str) -> Result<(), EbpfError> {
@@ -331,18 +353,24 @@ impl EbpfManager for AyaManager {
         let waker = Waker::from(Arc::clone(&woken));
         let mut begun = std::pin::pin!(shutdown.begun());
         // The wait ends by a record or by the shutdown, and by no timer. Each
-        // look at the future asks anew to be woken.
-        while begun.as_mut().poll(&mut Context::from_waker(&waker)).is_pending() {
-            wait_for(&self.rings, &woken)?;
-            woken.clear();
+        // look at the future asks anew to be woken. What is there when the
+        // shutdown begins is still handed over.
+        loop {
+            let is_over = begun.as_mut().poll(&mut Context::from_waker(&waker)).is_ready();
+            if !is_over {
+                wait_for(&self.rings, &woken)?;
+                woken.clear();
+            }
             for ring in &mut self.rings {
                 ring.read(|record| {
                     handler(record);
                     true
                 });
             }
+            if is_over {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     /// A second handle to the map: it stays usable after `close`.
@@ -353,6 +381,7 @@ impl EbpfManager for AyaManager {
     fn close(&mut self) -> Result<(), EbpfError> {
         self.rings.clear();
         self.attached.clear();
+        self.links.clear();
         // Links are closed with their programs; closing one can't fail.
         self.ebpf = None;
         Ok(())
@@ -369,6 +398,9 @@ impl EbpfManager for AyaManager {
     fn wait_for_ready(&mut self, timeout: Duration) -> Result<(), EbpfError> {
         if self.ebpf.is_none() {
             return Err(EbpfError::Closed);
+        }
+        if self.attached.is_empty() {
+            return Err(EbpfError::NothingAttached);
         }
         let _counting = count_runs()?;
         let start = Instant::now();

@@ -25,7 +25,7 @@ use vahti_runtime::emitter::{Delivery, Emission, EmitOutcome, EventEmitter};
 use vahti_runtime::event::{Event, escape, to_json_line};
 use vahti_runtime::units::{ByteSize, HumanDuration};
 
-use crate::lines::{Lines, outcome, write_all};
+use crate::lines::{DEFAULT_BYTES, Lines, outcome, write_all};
 
 /// What can be set about a file of events.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -112,6 +112,7 @@ fn shown(path: &Path) -> std::borrow::Cow<'_, str> {
 pub struct FileEmitter {
     name: String,
     critical: bool,
+    synced: bool,
     config: FileConfig,
     current: Option<Current>,
     lines: Lines,
@@ -151,9 +152,10 @@ impl FileEmitter {
         FileEmitter {
             name: name.to_owned(),
             critical: false,
+            synced: false,
             config,
             current: None,
-            lines: Lines::default(),
+            lines: Lines::new(DEFAULT_BYTES),
         }
     }
 
@@ -169,6 +171,20 @@ impl FileEmitter {
     #[must_use]
     pub fn critical(mut self, critical: bool) -> Self {
         self.critical = critical;
+        self
+    }
+
+    /// How many bytes of lines are made at once, at most; one line at least.
+    #[must_use]
+    pub fn lines_bytes(mut self, max_bytes: usize) -> Self {
+        self.lines = Lines::new(max_bytes);
+        self
+    }
+
+    /// Whether a batch counts as delivered only once the disk has it.
+    #[must_use]
+    pub fn synced(mut self, synced: bool) -> Self {
+        self.synced = synced;
         self
     }
 
@@ -362,8 +378,23 @@ impl EventEmitter for FileEmitter {
     }
 
     fn emit<'a>(&'a mut self, batch: &'a [Arc<Event>]) -> Emission<'a, EmitOutcome> {
-        self.lines.render(batch, to_json_line);
-        let (delivered, result) = self.write(batch.len());
+        let (mut delivered, mut result) = (0, Ok(()));
+        while let Some(rest) = batch.get(delivered..).filter(|rest| !rest.is_empty()) {
+            let count = self.lines.render(rest, to_json_line);
+            let (written, wrote) = self.write(count);
+            delivered += written;
+            result = wrote;
+            if result.is_err() {
+                break;
+            }
+        }
+        if self.synced
+            && let Some(current) = &self.current
+            && let Err(error) = current.file.sync_data()
+        {
+            // Whether the disk has any of it can't be known.
+            (delivered, result) = (0, Err(self.error("write", &error)));
+        }
         self.lines.release();
         let reason = result.err().map(|e| e.to_string()).unwrap_or_default();
         Box::pin(ready(outcome(delivered, batch.len(), Delivery::Retryable, reason)))

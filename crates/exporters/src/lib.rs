@@ -1,9 +1,13 @@
 //! Emitters: where the events of observers go. One file an emitter.
 //!
+//! *Does the other side have this event?* The events come from the runtime's
+//! lanes, or from the store's log.
+//!
 //! | emitter | what it writes |
 //! |---|---|
 //! | [`StdoutEmitter`] | a readable line an event on a terminal, JSON lines elsewhere |
 //! | [`FileEmitter`] | JSON lines, rotated by size and age |
+//! | [`store`] | an SQLite file: history, and the log that durable exporters are served from |
 //! | [`NoneEmitter`] | nothing: everything counts as delivered |
 //!
 //! Each runs on a thread of its own and may block there. An emitter says of
@@ -12,16 +16,22 @@
 //!
 //! What it never does: drop an event silently, reorder events, or write a
 //! control character that a process name or a path smuggled in.
+//!
+//! Minimum kernel: any that Rust's standard library runs on.
+//!
+//! Metrics: the ledger's last line, `vahti_lane_total{emitter,outcome}` and
+//! `vahti_lane_events{emitter,state}`.
 
 pub mod file;
 mod lines;
 mod none;
 mod stdout;
+pub mod store;
 #[cfg(test)]
 mod testing;
 mod text;
 
 pub use file::{FileConfig, FileEmitter, FileError};
 pub use none::NoneEmitter;
-pub use stdout::{Format, StdoutEmitter};
+pub use stdout::{Format, StdoutEmitter, wants_colour};
 pub use text::to_text_line;

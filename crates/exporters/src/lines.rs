@@ -11,23 +11,44 @@ use vahti_runtime::event::Event;
 /// What a buffer keeps of its memory between batches, in bytes.
 const KEPT_CAPACITY: usize = 64 << 10;
 
+/// How many bytes of lines are made at once, unless it is told.
+pub(crate) const DEFAULT_BYTES: usize = 512 << 10;
+
 /// The lines of a batch, one an event, in a buffer that is used again.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Lines {
     bytes: Vec<u8>,
     /// Where each line ends.
     ends: Vec<usize>,
+    /// How long all of them may be; one line at least. The buffer grows by
+    /// doubling, so it takes up to twice that.
+    max_bytes: usize,
 }
 
 impl Lines {
-    /// Renders a batch; forgets the one before.
-    pub(crate) fn render(&mut self, batch: &[Arc<Event>], line: impl Fn(&Event, &mut Vec<u8>)) {
+    pub(crate) fn new(max_bytes: usize) -> Self {
+        Lines { bytes: Vec::new(), ends: Vec::new(), max_bytes }
+    }
+
+    /// Renders the beginning of a batch, as much as there is room for; forgets
+    /// what was rendered before. Returns how many events that is.
+    pub(crate) fn render(
+        &mut self,
+        batch: &[Arc<Event>],
+        line: impl Fn(&Event, &mut Vec<u8>),
+    ) -> usize {
         self.bytes.clear();
         self.ends.clear();
         for event in batch {
+            let before = self.bytes.len();
             line(event, &mut self.bytes);
+            if before > 0 && self.bytes.len() > self.max_bytes {
+                self.bytes.truncate(before);
+                break;
+            }
             self.ends.push(self.bytes.len());
         }
+        self.ends.len()
     }
 
     /// Gives back what a large batch took.
@@ -121,7 +142,7 @@ mod tests {
 
     #[test]
     fn only_whole_lines_fit() {
-        let lines = Lines { bytes: b"ab\ncd\ne\n".to_vec(), ends: vec![3, 6, 8] };
+        let lines = Lines { bytes: b"ab\ncd\ne\n".to_vec(), ends: vec![3, 6, 8], max_bytes: 9 };
         for (from, room, next) in
             [(0, 2, 0), (0, 3, 1), (0, 7, 2), (0, 99, 3), (1, 4, 2), (2, 1, 2), (3, 9, 3)]
         {
@@ -129,6 +150,19 @@ mod tests {
         }
         assert_eq!(lines.slice(1, 3), b"cd\ne\n");
         assert_eq!(lines.slice(3, 4), b"");
+    }
+
+    #[test]
+    fn as_many_are_rendered_as_there_is_room_for_and_one_at_least() {
+        use vahti_runtime::event::{OOM_KILL, Severity};
+        let event = || Arc::new(Event::new(&OOM_KILL, Severity::Error));
+        let batch: Vec<_> = std::iter::repeat_with(event).take(5).collect();
+        let five_bytes = |_: &Event, out: &mut Vec<u8>| out.extend_from_slice(b"line\n");
+        for (max_bytes, rendered) in [(1, 1), (5, 1), (9, 1), (10, 2), (99, 5)] {
+            let mut lines = Lines::new(max_bytes);
+            assert_eq!(lines.render(&batch, five_bytes), rendered, "{max_bytes}");
+            assert_eq!(lines.slice(0, rendered), b"line\n".repeat(rendered));
+        }
     }
 
     #[test]

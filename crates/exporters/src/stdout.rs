@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use vahti_runtime::emitter::{Delivery, Emission, EmitOutcome, EventEmitter};
 use vahti_runtime::event::{Event, to_json_line};
 
-use crate::lines::{Lines, outcome, write_all};
+use crate::lines::{DEFAULT_BYTES, Lines, outcome, write_all};
 use crate::text::to_text_line;
 
 /// How events are written.
@@ -72,7 +72,7 @@ impl StdoutEmitter {
             colour: is_terminal && wants_colour(),
             output,
             is_terminal,
-            lines: Lines::default(),
+            lines: Lines::new(DEFAULT_BYTES),
             torn: false,
             closed: false,
             on_closed: None,
@@ -83,6 +83,13 @@ impl StdoutEmitter {
     #[must_use]
     pub fn critical(mut self, critical: bool) -> Self {
         self.critical = critical;
+        self
+    }
+
+    /// How many bytes of lines are made at once, at most; one line at least.
+    #[must_use]
+    pub fn lines_bytes(mut self, max_bytes: usize) -> Self {
+        self.lines = Lines::new(max_bytes);
         self
     }
 
@@ -98,23 +105,37 @@ impl StdoutEmitter {
         if self.closed {
             return rejected("standard output is closed");
         }
+        let mut delivered = 0;
+        while let Some(rest) = batch.get(delivered..).filter(|rest| !rest.is_empty()) {
+            let (written, result) = self.write_some(rest);
+            delivered += written;
+            if let Err(error) = result {
+                return self.failed(delivered, batch.len(), &error);
+            }
+        }
+        EmitOutcome::Delivered
+    }
+
+    /// Writes the beginning of a batch, as much as is rendered at once; returns
+    /// how many lines arrived.
+    fn write_some(&mut self, batch: &[Arc<Event>]) -> (usize, io::Result<()>) {
         let (format, colour) = (self.format, self.colour);
-        self.lines.render(batch, |event, out| match format {
+        let count = self.lines.render(batch, |event, out| match format {
             Format::Text => to_text_line(event, colour, out),
             Format::Json => to_json_line(event, out),
         });
         if self.torn {
             match write_all(&self.output, b"\n") {
                 Ok(()) => self.torn = false,
-                Err((_, error)) => return self.failed(0, batch.len(), &error),
+                Err((_, error)) => return (0, Err(error)),
             }
         }
-        match write_all(&self.output, self.lines.slice(0, batch.len())) {
-            Ok(()) => EmitOutcome::Delivered,
+        match write_all(&self.output, self.lines.slice(0, count)) {
+            Ok(()) => (count, Ok(())),
             Err((written, error)) => {
                 let whole = self.lines.fitting(0, written as u64);
                 self.torn = self.lines.slice(0, whole).len() != written;
-                self.failed(whole, batch.len(), &error)
+                (whole, Err(error))
             }
         }
     }
@@ -146,8 +167,10 @@ fn rejected(reason: &str) -> EmitOutcome {
     EmitOutcome::Rejected { reason: reason.to_owned() }
 }
 
-/// <https://no-color.org>: set and not empty means no.
-fn wants_colour() -> bool {
+/// Whether text on a terminal may have colours. <https://no-color.org>: set and
+/// not empty means no.
+#[must_use]
+pub fn wants_colour() -> bool {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let dumb = std::env::var_os("TERM").is_some_and(|value| value == "dumb");
     !refused && !dumb
@@ -160,6 +183,10 @@ impl EventEmitter for StdoutEmitter {
 
     fn is_critical(&self) -> bool {
         self.critical
+    }
+
+    fn waits_for_reader(&self) -> bool {
+        true
     }
 
     fn emit<'a>(&'a mut self, batch: &'a [Arc<Event>]) -> Emission<'a, EmitOutcome> {

@@ -27,7 +27,9 @@ pub(crate) fn emit(emitter: &mut impl EventEmitter, batch: &[Arc<Event>]) -> Emi
 pub(crate) fn delivered(outcome: &EmitOutcome, batch: usize) -> usize {
     match outcome {
         EmitOutcome::Delivered => batch,
-        EmitOutcome::Retryable { .. } | EmitOutcome::Rejected { .. } => 0,
+        EmitOutcome::Retryable { .. }
+        | EmitOutcome::Rejected { .. }
+        | EmitOutcome::TooLarge { .. } => 0,
         EmitOutcome::Each { deliveries, .. } => {
             assert_eq!(deliveries.len(), batch);
             let n = deliveries.partition_point(|d| *d == Delivery::Delivered);
@@ -50,17 +52,22 @@ pub(crate) fn counts(text: &str) -> Vec<u64> {
         .collect()
 }
 
-/// A file system of 64 KiB that lives as long as this.
+/// A small file system that lives as long as this.
 pub(crate) struct SmallDisk {
     folder: tempfile::TempDir,
 }
 
 impl SmallDisk {
-    /// `None`, having said why, where the rights to mount are missing.
+    /// One of 64 KiB.
     pub(crate) fn mount() -> Option<Self> {
+        Self::of_kib(64)
+    }
+
+    /// `None`, having said why, where the rights to mount are missing.
+    pub(crate) fn of_kib(size: u32) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let mounted = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=64k", "vahti-test"])
+            .args(["-t", "tmpfs", "-o", &format!("size={size}k"), "vahti-test"])
             .arg(folder.path())
             .output();
         match mounted {

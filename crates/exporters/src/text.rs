@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use vahti_runtime::clock::Rfc3339;
 use vahti_runtime::event::{
-    Comm, Custom, Endpoint, Event, EventData, Exit, ExitClass, Network, OomKill, OomScope,
+    Comm, Custom, Endpoint, Event, EventData, Exit, ExitClass, Gap, Network, OomKill, OomScope,
     ProcessRef, Severity, Value, escape_text,
 };
 
@@ -40,11 +40,9 @@ pub fn to_text_line(event: &Event, colour: bool, out: &mut Vec<u8>) {
 }
 
 fn write_line(event: &Event, colour: bool, line: &mut String) -> fmt::Result {
-    let time = Rfc3339::new(event.time_ns);
-    let millis = time.as_str().get(..23).unwrap_or_default();
     let (on, off) = if colour { (colour_of(event.severity), "\x1b[0m") } else { ("", "") };
     let severity = event.severity.as_str();
-    write!(line, "{millis}Z {on}{severity}{off} ")?;
+    write!(line, "{} {on}{severity}{off} ", Millis(event.time_ns))?;
     // Kinds are declared in code, but by anybody.
     line.push_str(&escape_text(event.kind.subtype()).replace('_', " "));
     let mut parts = Parts::after(line, ": ");
@@ -54,6 +52,7 @@ fn write_line(event: &Event, colour: bool, line: &mut String) -> fmt::Result {
         EventData::OomKill(oom) => out_of_memory(oom, &mut parts)?,
         // The error says by what it ended, where there is one.
         EventData::Exit(exit) => ended(exit, event.error.is_none(), &mut parts)?,
+        EventData::Gap(gap) => not_watching(gap, &mut parts)?,
         EventData::Custom(custom) => attributes(custom, &mut parts)?,
     }
     if let Some(error) = &event.error {
@@ -195,6 +194,15 @@ fn ended(exit: &Exit, by_what: bool, parts: &mut Parts<'_>) -> fmt::Result {
     }
 }
 
+fn not_watching(gap: &Gap, parts: &mut Parts<'_>) -> fmt::Result {
+    let (from, to) = (Millis(gap.from_ns), Millis(gap.to_ns));
+    // The wall clock may have been set back meanwhile.
+    let lasted = Lasting(Duration::from_nanos(gap.to_ns.saturating_sub(gap.from_ns)));
+    parts.next()?.write_fmt(format_args!(
+        "the agent was not watching for {lasted}: it ended uncleanly ({from} to {to})"
+    ))
+}
+
 struct Named<'a>(&'a ProcessRef);
 
 impl fmt::Display for Named<'_> {
@@ -264,6 +272,30 @@ fn how_often(event: &Event, line: &mut String) -> fmt::Result {
         write!(line, " (sampled: stands for {:.1} like it)", event.weight)?;
     }
     Ok(())
+}
+
+/// A moment, nanoseconds since 1970, as RFC 3339 with milliseconds.
+struct Millis(u64);
+
+impl fmt::Display for Millis {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = Rfc3339::new(self.0);
+        write!(f, "{}Z", time.as_str().get(..23).unwrap_or_default())
+    }
+}
+
+/// A length of time between seconds and days, as one would say it.
+struct Lasting(Duration);
+
+impl fmt::Display for Lasting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.as_secs() {
+            0..10 => write!(f, "{:.1} s", self.0.as_secs_f64()),
+            s @ 10..120 => write!(f, "{s} s"),
+            s @ 120..7_200 => write!(f, "{} min", s / 60),
+            s => write!(f, "{} h {} min", s / 3_600, s / 60 % 60),
+        }
+    }
 }
 
 /// A length of time in the unit that suits it.

@@ -76,7 +76,7 @@ fn run(recording: &Recording, recorded: &[RawRecord<'_>], different_peers: bool)
     let count = Arc::clone(&arrived);
     let mut config = Config::for_observer("network");
     config.backpressure.queue_size = 65_536;
-    config.backpressure.max_bytes = ByteSize(1 << 30);
+    config.backpressure.max_bytes = Some(ByteSize(1 << 30));
     config.sampling.enabled = true;
     config.sampling.rules = (0..50)
         .map(|n| SamplingRule {

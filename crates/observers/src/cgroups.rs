@@ -9,9 +9,12 @@ use vahti_runtime::event::{Cgroup, Container};
 
 use crate::container::id::{Class, classify};
 
-/// As many as the kernel side keeps. A path is at most 768 bytes, and its
-/// container's name no longer, so all of this stays under 2 MiB.
+/// As many as the kernel side keeps.
 const KEPT: NonZeroUsize = NonZeroUsize::MIN.saturating_add(1023);
+
+/// How many bytes all of them may take. A path is at most 768 bytes, and stands
+/// here as the kernel wrote it and as it is shown; those of pods have some 200.
+pub const MAX_BYTES: usize = 768 << 10;
 
 /// The kernfs id of a hierarchy's root, which has no name.
 const ROOT_ID: u64 = 1;
@@ -23,7 +26,28 @@ const ROOT_ID: u64 = 1;
 #[derive(Debug)]
 pub(crate) struct CgroupNames {
     version: u8,
-    known: Mutex<LruCache<u64, Known, BuildHasherDefault<IdHasher>>>,
+    known: Mutex<Cache>,
+}
+
+#[derive(Debug)]
+struct Cache {
+    by_id: LruCache<u64, Known, BuildHasherDefault<IdHasher>>,
+    bytes: usize,
+}
+
+impl Cache {
+    /// Remembers one more, and forgets what was used longest ago for it.
+    fn put(&mut self, id: u64, known: Known) {
+        self.bytes += known.bytes();
+        if let Some((_, gone)) = self.by_id.push(id, known) {
+            self.bytes -= gone.bytes();
+        }
+        while self.bytes > MAX_BYTES
+            && let Some((_, gone)) = self.by_id.pop_lru()
+        {
+            self.bytes -= gone.bytes();
+        }
+    }
 }
 
 /// Spreads ids that the kernel counts up; nobody chooses them, so a keyed hash
@@ -56,6 +80,18 @@ struct Known {
     named: Named,
 }
 
+impl Known {
+    /// With the blocks that it consists of, and its place in the cache.
+    fn bytes(&self) -> usize {
+        const BLOCKS: usize = 6 * 16 + 4 * size_of::<usize>();
+        let place = size_of::<(u64, Known)>() + 5 * size_of::<usize>();
+        let cgroup = self.named.cgroup.as_ref().map_or(0, |c| size_of::<Cgroup>() + c.path.len());
+        let container =
+            self.named.container.as_ref().map_or(0, |c| size_of::<Container>() + c.id.len());
+        place + BLOCKS + self.raw.len() + cgroup + container
+    }
+}
+
 /// A cgroup and the container that it is.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Named {
@@ -63,6 +99,8 @@ pub(crate) struct Named {
     pub(crate) container: Option<Arc<Container>>,
     /// Whether the cgroup is below the container's own.
     pub(crate) is_below: bool,
+    /// How many levels it is below the container's own.
+    pub(crate) levels_below: u8,
     /// Why this is not all, in a documented word.
     pub(crate) unresolved: Option<&'static str>,
 }
@@ -71,7 +109,10 @@ impl CgroupNames {
     pub(crate) fn new(version: u8) -> Self {
         CgroupNames {
             version,
-            known: Mutex::new(LruCache::with_hasher(KEPT, BuildHasherDefault::default())),
+            known: Mutex::new(Cache {
+                by_id: LruCache::with_hasher(KEPT, BuildHasherDefault::default()),
+                bytes: 0,
+            }),
         }
     }
 
@@ -81,7 +122,7 @@ impl CgroupNames {
             return Named::default();
         }
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(known) = known.get(&id)
+        if let Some(known) = known.by_id.get(&id)
             && *known.raw == *raw
             && known.truncated == truncated
         {
@@ -102,15 +143,15 @@ impl CgroupNames {
             (_, _, Class::Unknown) => Some("container_layout_unknown"),
             _ => None,
         };
-        let (container, is_below) = match class {
+        let (container, is_below, levels_below) = match class {
             Class::Container(found) => {
                 let container = Container { id: found.id.into(), runtime: found.runtime };
-                (Some(Arc::new(container)), found.is_below)
+                (Some(Arc::new(container)), found.is_below, found.levels_below)
             }
-            Class::Monitor | Class::Host | Class::Unknown => (None, false),
+            Class::Monitor | Class::Host | Class::Unknown => (None, false, 0),
         };
         let cgroup = Some(Arc::new(Cgroup { id, path, version: self.version }));
-        Named { cgroup, container, is_below, unresolved }
+        Named { cgroup, container, is_below, levels_below, unresolved }
     }
 }
 
@@ -158,6 +199,30 @@ mod tests {
         let one = names.name(7, b"a\0", false).cgroup.unwrap();
         let two = names.name(7, b"a\0", false).cgroup.unwrap();
         assert!(Arc::ptr_eq(&one, &two));
+    }
+
+    #[test]
+    fn the_longest_paths_stay_under_the_bytes_and_the_latest_are_kept() {
+        let names = CgroupNames::new(2);
+        let raw = |n: u64| format!("{n:0>255}\0{n:0>255}\0{n:0>255}\0").into_bytes();
+        for n in 2..2_000 {
+            names.name(n, &raw(n), false);
+        }
+        let cache = names.known.lock().unwrap();
+        let bytes: usize = cache.by_id.iter().map(|(_, known)| known.bytes()).sum();
+        assert_eq!(cache.bytes, bytes);
+        assert!((MAX_BYTES - 4_096..=MAX_BYTES).contains(&bytes), "{bytes}");
+        assert!(cache.by_id.contains(&1_999) && !cache.by_id.contains(&2));
+    }
+
+    #[test]
+    fn an_id_that_changes_its_name_takes_what_its_name_takes() {
+        let names = CgroupNames::new(2);
+        for raw in [&b"a\0"[..], b"abcdef\0", b"b\0"] {
+            names.name(7, raw, false);
+        }
+        let cache = names.known.lock().unwrap();
+        assert_eq!(cache.bytes, cache.by_id.peek(&7).unwrap().bytes());
     }
 
     #[test]

@@ -11,6 +11,9 @@
 //!
 //! Never: asks a container runtime, reads a process's memory, takes exit code
 //! 137 for an OOM kill.
+//!
+//! Metrics: `vahti_events_seen_total` with the type `container`,
+//! and the ledger's under the observer `container`.
 
 pub mod abi;
 mod child;

@@ -3,6 +3,20 @@
 //! object, its probes, how they prove themselves), `processor.rs` (records to
 //! events, a pure function).
 //!
+//! *What failed on this node, and whose was it?* [`network`] answers for
+//! connections, [`container`] for containers and processes.
+//!
+//! Data: records of eBPF programs, through a ring buffer an observer.
+//!
+//! Never: does I/O or asks a clock in a processor, guesses (what is not known
+//! is `unresolved`), makes an event of a proof.
+//!
+//! Minimum kernel: 5.8 with BTF; a probe that needs more says so in its
+//! observer's `PROBES`.
+//!
+//! Metrics: `vahti_events_seen_total{observer,type,subtype,severity,outcome}`,
+//! counted before sampling, and the ledger's.
+//!
 //! ```no_run
 //! use vahti_ebpf::cgroup::Hierarchy;
 //! use vahti_observers::{container, network};
@@ -21,7 +35,7 @@
 //! # }
 //! ```
 
-mod cgroups;
+pub mod cgroups;
 pub mod container;
 mod errno;
 pub mod network;

@@ -14,6 +14,9 @@
 //! Never: captures packets or payload, attributes by `current` in softirq,
 //! tells of UDP.
 //!
+//! Metrics: `vahti_events_seen_total` with the type `network`, and the ledger's
+//! under the observer `network`.
+//!
 //! Not told, as nothing in the kernel tells it: a connect() that fails before
 //! it looks for a route (a wrong address, no free port); one from a socket that
 //! was bound to a port or a device before, where no route leads; one in a

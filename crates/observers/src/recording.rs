@@ -16,6 +16,7 @@
 //! ```
 //!
 //! A record's line: kind, boot clock, wall clock, CPU, number, bytes in hex.
+//! Among them a line that begins with `#` is a comment.
 
 use std::fmt::{self, Write as _};
 
@@ -122,7 +123,8 @@ impl Recording {
             cgroup_version: cgroup_version.parse().map_err(|_| bad(6, "no cgroup version"))?,
             records: Vec::new(),
         };
-        for (index, line) in lines.filter(|(_, line)| !line.is_empty()) {
+        let is_no_record = |line: &str| line.is_empty() || line.starts_with('#');
+        for (index, line) in lines.filter(|(_, line)| !is_no_record(line)) {
             let record = Recorded::parse(line).ok_or(bad(index + 1, "no record"))?;
             recording.records.push(record);
         }

@@ -27,20 +27,31 @@ fn recording(name: &str) -> Recording {
     Recording::parse(&text).unwrap()
 }
 
-fn processor(recording: &Recording) -> Box<dyn EventProcessor> {
+/// The one whose records are read with `export_normal_exits` on.
+const NORMAL_EXITS: &str = "container_normal";
+
+fn container(name: &str, recording: &Recording) -> ContainerProcessor {
+    let (boot_id, version) = (recording.boot_id, recording.cgroup_version);
+    ContainerProcessor::new(boot_id, version).with_normal_exits(name == NORMAL_EXITS)
+}
+
+fn processor(name: &str, recording: &Recording) -> Box<dyn EventProcessor> {
     let (boot_id, version) = (recording.boot_id, recording.cgroup_version);
     match recording.observer.as_str() {
         "network" => Box::new(NetworkProcessor::new(boot_id, version)),
-        _ => Box::new(ContainerProcessor::new(boot_id, version)),
+        _ => Box::new(container(name, recording)),
     }
 }
 
 /// As the agent runs an observer, but for storms: here every event is a line.
-fn runtime(recording: &Recording) -> (Arc<ObserverRuntime>, Captured) {
+fn runtime(name: &str, recording: &Recording) -> (Arc<ObserverRuntime>, Captured) {
     let (boot_id, version) = (recording.boot_id, recording.cgroup_version);
     let builder = match recording.observer.as_str() {
         "network" => ObserverRuntime::builder(move || NetworkProcessor::new(boot_id, version)),
-        _ => ObserverRuntime::builder(move || ContainerProcessor::new(boot_id, version)),
+        _ => {
+            let (name, recording) = (name.to_owned(), recording.clone());
+            ObserverRuntime::builder(move || container(&name, &recording))
+        }
     };
     let (emitter, captured) = CapturingEmitter::new("captured");
     let builder = builder.boot_id(boot_id).node("node-under-test").folding_disabled();
@@ -48,10 +59,11 @@ fn runtime(recording: &Recording) -> (Arc<ObserverRuntime>, Captured) {
 }
 
 /// A line a record: its event, or `nothing`.
-fn lines_of(recording: &Recording) -> String {
+fn lines_of(name: &str) -> String {
+    let recording = &recording(name);
     let runner = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runner.block_on(async {
-        let (runtime, captured) = runtime(recording);
+        let (runtime, captured) = runtime(name, recording);
         let (trigger, shutdown) = vahti_runtime::shutdown::channel();
         let run = tokio::spawn(Arc::clone(&runtime).run(shutdown));
         runtime.started().await;
@@ -92,8 +104,8 @@ fn masked(event: Event) -> Event {
 }
 
 fn compare(name: &str) {
-    let lines = lines_of(&recording(name));
-    assert_eq!(lines, lines_of(&recording(name)), "replayed, {name} differs");
+    let lines = lines_of(name);
+    assert_eq!(lines, lines_of(name), "replayed, {name} differs");
     let golden = fixture(&format!("{name}.jsonl"));
     if std::env::var_os("VAHTI_UPDATE_GOLDEN").is_some() {
         std::fs::write(&golden, &lines).unwrap();
@@ -121,6 +133,18 @@ fn records_from_below_a_containers_cgroup_give_the_lines_that_they_gave() {
     compare("container_below");
 }
 
+/// What the kernel that the others were recorded on could not make.
+#[test]
+fn records_that_were_made_by_hand_give_the_lines_that_they_gave() {
+    compare("network_made");
+    compare("container_made");
+}
+
+#[test]
+fn normal_ends_of_containers_give_the_lines_that_they_gave_where_they_are_asked_for() {
+    compare(NORMAL_EXITS);
+}
+
 fn line_of(output: Output) -> String {
     let mut line = Vec::new();
     if let Output::One(event) = output {
@@ -131,12 +155,13 @@ fn line_of(output: Output) -> String {
 
 #[test]
 fn the_same_bytes_give_the_same_event_whatever_came_before() {
-    for observer in ["network", "container", "container_below"] {
-        let recording = recording(observer);
-        let used = processor(&recording);
+    let made = ["network_made", "container_made", NORMAL_EXITS];
+    for name in ["network", "container", "container_below"].into_iter().chain(made) {
+        let recording = recording(name);
+        let used = processor(name, &recording);
         for record in recording.records.iter().chain(recording.records.iter().rev()) {
             let again = used.process(record.raw()).unwrap();
-            let fresh = processor(&recording).process(record.raw()).unwrap();
+            let fresh = processor(name, &recording).process(record.raw()).unwrap();
             assert_eq!(line_of(again), line_of(fresh));
         }
     }

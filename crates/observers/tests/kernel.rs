@@ -303,25 +303,27 @@ fn a_manager_reads_until_it_is_told_to_stop() {
 }
 
 #[test]
-fn a_reset_is_told_to_whom_it_happens_and_only_once() {
+fn a_thousand_resets_of_each_family_are_told_to_whom_they_happen_and_only_once() {
     let Some(watch) = watching() else { return };
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let port = listener.local_addr().unwrap().port();
-    for connecting_side_resets in [true, false] {
-        for _ in 0..100 {
-            let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-            let (mut accepted, _) = listener.accept().unwrap();
-            client.write_all(b"?").unwrap();
-            accepted.read_exact(&mut [0]).unwrap();
-            let (resets, is_reset) =
-                if connecting_side_resets { (client, accepted) } else { (accepted, client) };
-            reset_on_close(&resets);
-            drop(resets);
-            drop(is_reset);
+    for address in [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()] {
+        let listener = TcpListener::bind::<(std::net::IpAddr, u16)>((address, 0)).unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for connecting_side_resets in [true, false] {
+            for _ in 0..1000 {
+                let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+                let (mut accepted, _) = listener.accept().unwrap();
+                client.write_all(b"?").unwrap();
+                accepted.read_exact(&mut [0]).unwrap();
+                let (resets, is_reset) =
+                    if connecting_side_resets { (client, accepted) } else { (accepted, client) };
+                reset_on_close(&resets);
+                drop(resets);
+                drop(is_reset);
+            }
+            let own_port = if connecting_side_resets { local_port } else { peer_port };
+            let events = watch.expect(1000, |e| own_port(e) == Some(port));
+            all_are(&events, &CONNECTION_RESET, std::process::id(), &own_name());
         }
-        let own_port = if connecting_side_resets { local_port } else { peer_port };
-        let events = watch.expect(100, |e| own_port(e) == Some(port));
-        all_are(&events, &CONNECTION_RESET, std::process::id(), &own_name());
     }
 }
 

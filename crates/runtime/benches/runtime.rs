@@ -14,7 +14,7 @@ use std::time::Instant;
 use crossbeam_queue::ArrayQueue;
 use vahti_runtime::config::{Config, DropPolicy, SamplingConfig, SamplingRule};
 use vahti_runtime::emitter::{Emission, EmitOutcome, EventEmitter};
-use vahti_runtime::event::{Event, EventKind, Priority, Severity};
+use vahti_runtime::event::{Event, EventKind, Priority, Severity, from_json_line, to_json_line};
 use vahti_runtime::ids::{EntityId, TraceId, identity_hash};
 use vahti_runtime::observer::ObserverRuntime;
 use vahti_runtime::processor::{EventProcessor, Output, ProcessError, RawRecord, RecordKind};
@@ -27,8 +27,8 @@ const ROUNDS: usize = 7;
 /// `cargo bench -p vahti-runtime -- queue` runs one part; no word runs all.
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let parts: [(&str, fn()); 3] =
-        [("queue", queues), ("sampler", samplers), ("pipeline", pipelines)];
+    let parts: [(&str, fn()); 4] =
+        [("queue", queues), ("sampler", samplers), ("pipeline", pipelines), ("lines", lines)];
     for (name, part) in parts {
         if words.is_empty() || words.iter().any(|word| name.contains(word)) {
             part();
@@ -115,21 +115,23 @@ fn queues() {
 
 static RULED: EventKind = EventKind::custom("bench.ruled", "bench", "subtype-37", Priority::Normal);
 
-fn samplers() {
-    println!("sampler (ns/decision, median of {ROUNDS})");
-    let mut contenders: Vec<Contender> = Vec::new();
-    for rules in [0, 5, 50] {
-        let rule = |n| SamplingRule {
+/// Each halves a subtype of its own.
+fn rules(count: usize) -> Vec<SamplingRule> {
+    (0..count)
+        .map(|n| SamplingRule {
             event_type: "bench".into(),
             subtype: format!("subtype-{n}"),
             rate: 0.5,
             keep_all: false,
-        };
-        let config = SamplingConfig {
-            enabled: true,
-            default_rate: 0.1,
-            rules: (0..rules).map(rule).collect(),
-        };
+        })
+        .collect()
+}
+
+fn samplers() {
+    println!("sampler (ns/decision, median of {ROUNDS})");
+    let mut contenders: Vec<Contender> = Vec::new();
+    for count in [0, 5, 50] {
+        let config = SamplingConfig { enabled: true, default_rate: 0.1, rules: rules(count) };
         let sampler = Sampler::new(&config);
         let traces: Vec<TraceId> = (0..1024u32)
             .map(|n| TraceId::from_hash(identity_hash("bench", &[&n.to_le_bytes()])))
@@ -142,10 +144,46 @@ fn samplers() {
                 }
             })
         };
-        contenders.push((format!("{rules} rules"), Box::new(run)));
+        contenders.push((format!("{count} rules"), Box::new(run)));
     }
     for (name, ns) in interleaved(&mut contenders) {
         println!("  {name:<32} {ns:6.1}");
+    }
+}
+
+/// Lines of events that built-in observers made.
+const LINES: &str = include_str!("../src/event/json/decode/golden.jsonl");
+const ROUNDS_OF_LINES: u64 = 20_000;
+
+/// An event to its JSON line, and back.
+fn lines() {
+    println!("an event as a JSON line (µs/event, median of {ROUNDS})");
+    let mut contenders: Vec<Contender> = Vec::new();
+    for line in LINES.lines() {
+        let event = from_json_line(line.as_bytes()).unwrap();
+        let name = format!("{} ({} bytes)", event.kind.subtype(), line.len());
+        let mut out = Vec::new();
+        let write = move || {
+            ns_per(ROUNDS_OF_LINES, || {
+                for _ in 0..ROUNDS_OF_LINES {
+                    out.clear();
+                    to_json_line(black_box(&event), &mut out);
+                    black_box(&out);
+                }
+            }) / 1e3
+        };
+        let read = move || {
+            ns_per(ROUNDS_OF_LINES, || {
+                for _ in 0..ROUNDS_OF_LINES {
+                    drop(black_box(from_json_line(black_box(line.as_bytes()))));
+                }
+            }) / 1e3
+        };
+        contenders.push((format!("{name}, written"), Box::new(write)));
+        contenders.push((format!("{name}, read"), Box::new(read)));
+    }
+    for (name, us) in interleaved(&mut contenders) {
+        println!("  {name:<46} {us:6.2}");
     }
 }
 
@@ -202,7 +240,9 @@ fn pipeline(producers: u64, one_core: bool) -> f64 {
     }
     let mut config = Config::for_observer("bench");
     config.backpressure.queue_size = 65_536;
-    config.backpressure.max_bytes = ByteSize(1 << 30);
+    config.backpressure.max_bytes = Some(ByteSize(1 << 30));
+    // No rule names the events of this one: each is looked up, and kept.
+    config.sampling = SamplingConfig { enabled: true, default_rate: 1.0, rules: rules(50) };
     let observer = ObserverRuntime::builder(NoOp::new)
         .config(config)
         .concurrency(producers as usize)

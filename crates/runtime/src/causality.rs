@@ -91,6 +91,19 @@ impl CausalityTracker {
         }
     }
 
+    /// What so many entities, parents and aliases take. An entry is a block of
+    /// its own, linked both ways; the table points to it, grows by doubling, and
+    /// is at most seven eighths full.
+    pub(crate) fn size_bytes(capacity: usize) -> usize {
+        let links = 2 * size_of::<usize>() + crate::memory::BLOCK;
+        let entries = size_of::<(EntityId, TrackedSpan)>()
+            + size_of::<(SpanId, SpanId)>()
+            + size_of::<(EntityId, EntityId)>()
+            + 3 * links;
+        let slots = (capacity * 8 / 7).next_power_of_two() * (2 * size_of::<usize>() + 1);
+        capacity * entries + 3 * slots
+    }
+
     pub(crate) fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -84,6 +84,27 @@ impl Rfc3339 {
         Rfc3339 { text }
     }
 
+    /// The nanoseconds since 1970 of a moment written as [`Rfc3339::new`] does:
+    /// in UTC, with nine decimals, up to the end of `u64` in 2554. `None` for
+    /// any other text, such as a day that its month does not have.
+    ///
+    /// ```
+    /// use vahti_runtime::clock::Rfc3339;
+    /// assert_eq!(Rfc3339::parse("1970-01-01T00:00:00.000000005Z"), Some(5));
+    /// assert_eq!(Rfc3339::parse("1970-02-30T00:00:00.000000000Z"), None);
+    /// ```
+    #[must_use]
+    pub fn parse(text: &str) -> Option<u64> {
+        let bytes: &[u8; 30] = text.as_bytes().try_into().ok()?;
+        let days = days_to(number(&bytes[0..4])?, number(&bytes[5..7])?, number(&bytes[8..10])?)?;
+        let hours = days * 24 + number(&bytes[11..13])?;
+        let minutes = hours * 60 + number(&bytes[14..16])?;
+        let seconds = minutes * 60 + number(&bytes[17..19])?;
+        let ns = seconds.checked_mul(1_000_000_000)?.checked_add(number(&bytes[20..29])?)?;
+        // Whatever was out of its bounds comes out as another text.
+        (Rfc3339::new(ns).text == *bytes).then_some(ns)
+    }
+
     /// The text.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -100,13 +121,32 @@ fn digits(out: &mut [u8], mut value: u64) {
     }
 }
 
+fn number(digits: &[u8]) -> Option<u64> {
+    digits.iter().try_fold(0, |number, digit| {
+        digit.is_ascii_digit().then(|| number * 10 + u64::from(digit - b'0'))
+    })
+}
+
+/// Days from 1970-01-01 to a day: what [`civil_date`] does, undone. `None`
+/// before 1970.
+fn days_to(year: u64, month: u64, day: u64) -> Option<u64> {
+    let (year, month_from_march) =
+        if month > 2 { (year, month - 3) } else { (year.checked_sub(1)?, month + 9) };
+    let day_of_year = (153 * month_from_march + 2) / 5 + day;
+    let days = 365 * year + year / 4 - year / 100 + year / 400 + day_of_year;
+    // One more, as the first day of a month is 1.
+    days.checked_sub(DAYS_TO_1970 + 1)
+}
+
+/// Days from 0000-03-01 to 1970-01-01.
+const DAYS_TO_1970: u64 = 719_468;
+
 /// Year, month and day of a day counted from 1970-01-01, in the Gregorian
 /// calendar. Years are taken from March on, so that the leap day comes last
 /// and months before it have fixed lengths of 153 days in five.
 fn civil_date(days: u64) -> (u64, u64, u64) {
     const DAYS_IN_400_YEARS: u64 = 146_097;
-    // Days from 0000-03-01 to 1970-01-01.
-    let days = days + 719_468;
+    let days = days + DAYS_TO_1970;
     let (era, day_of_era) = (days / DAYS_IN_400_YEARS, days % DAYS_IN_400_YEARS);
     let year_of_era =
         (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
@@ -141,7 +181,33 @@ mod tests {
             let ns = day * DAY_NS + day % DAY_NS;
             let expected = jiff::Timestamp::from_nanosecond(i128::from(ns)).unwrap();
             assert_eq!(rfc3339(ns), format!("{expected:.9}"));
+            assert_eq!(Rfc3339::parse(&rfc3339(ns)), Some(ns));
         }
         assert_eq!(rfc3339(u64::MAX), "2554-07-21T23:34:33.709551615Z");
+        assert_eq!(Rfc3339::parse("2554-07-21T23:34:33.709551615Z"), Some(u64::MAX));
+    }
+
+    #[test]
+    fn what_is_no_moment_of_the_calendar_is_not_read() {
+        for text in [
+            "",
+            "2023-11-14T22:13:20Z",
+            "2023-11-14T22:13:20.000000000+",
+            "2023-11-14 22:13:20.000000000Z",
+            "2023-02-29T00:00:00.000000000Z",
+            "2023-00-01T00:00:00.000000000Z",
+            "2023-13-01T00:00:00.000000000Z",
+            "2023-01-00T00:00:00.000000000Z",
+            "2023-01-01T24:00:00.000000000Z",
+            "2023-01-01T23:60:00.000000000Z",
+            "2016-12-31T23:59:60.000000000Z",
+            "1969-12-31T23:59:59.999999999Z",
+            "0000-01-01T00:00:00.000000000Z",
+            "2554-07-21T23:34:33.709551616Z",
+            "9999-99-99T99:99:99.999999999Z",
+            "2023-01-01T00:00:00.00000000\u{e9}",
+        ] {
+            assert_eq!(Rfc3339::parse(text), None, "{text}");
+        }
     }
 }

@@ -110,8 +110,11 @@ pub enum DropPolicy {
 pub struct BackpressureConfig {
     /// How many events wait at most: 1 to 10,000,000.
     pub queue_size: usize,
-    /// How many bytes of events wait at most: 4 KiB to 16 GiB.
-    pub max_bytes: ByteSize,
+    /// How many bytes of events wait at most: 4 KiB to 16 GiB; a share of
+    /// limits.memory if not set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"4MiB")]
+    pub max_bytes: Option<ByteSize>,
     /// What a full queue gives up.
     pub drop_policy: DropPolicy,
     /// How often a critical emitter tries a batch again before it is dropped:
@@ -126,11 +129,20 @@ impl Default for BackpressureConfig {
     fn default() -> Self {
         BackpressureConfig {
             queue_size: 10_000,
-            max_bytes: ByteSize::mib(4),
+            max_bytes: None,
             drop_policy: DropPolicy::Oldest,
             max_retries: 3,
             drain_interval: HumanDuration(Duration::from_millis(100)),
         }
+    }
+}
+
+impl BackpressureConfig {
+    /// How many bytes of events wait at most: 4 MiB where neither the user nor
+    /// whoever divides a budget has set it.
+    #[must_use]
+    pub fn max_bytes(&self) -> ByteSize {
+        self.max_bytes.unwrap_or(ByteSize::mib(4))
     }
 }
 
@@ -215,9 +227,10 @@ impl Default for RetryConfig {
 #[serde(deny_unknown_fields, default)]
 #[schemars(transform = bounds::describe::<MetricsConfig>)]
 pub struct MetricsConfig {
-    /// Whether events are counted by label; the ledger counts always.
+    /// Whether there are metrics at all; the ledger counts always.
     pub enabled: bool,
-    /// The labels that are exported; what is not named here never is.
+    /// The labels of the events' metrics that are exported; what is not named
+    /// here never is. Those of the ledger's are fixed.
     pub allowed_labels: Vec<String>,
     /// How many series one metric has at most: 1 to 100,000. What comes beyond
     /// is counted under `_other`.
@@ -429,7 +442,7 @@ mod tests {
         assert_eq!(config.validate(), Ok(()));
         assert_eq!(config.sampling.default_rate, 1.0);
         assert_eq!(config.backpressure.queue_size, 10_000);
-        assert_eq!(config.backpressure.max_bytes, ByteSize::mib(4));
+        assert_eq!(config.backpressure.max_bytes(), ByteSize::mib(4));
         assert_eq!(config.failure.policy, FailurePolicy::Isolate);
     }
 
@@ -456,7 +469,7 @@ mod tests {
 
     #[test]
     fn bounds_are_said_with_units() {
-        let problem = first_problem(|c| c.backpressure.max_bytes = ByteSize(1));
+        let problem = first_problem(|c| c.backpressure.max_bytes = Some(ByteSize(1)));
         assert_eq!(problem, "backpressure.max_bytes is 1B, but must be 4KiB to 16GiB");
         let problem = first_problem(|c| c.health.check_interval = HumanDuration(Duration::ZERO));
         assert_eq!(problem, "health.check_interval is 0s, but must be 100ms to 1h");

@@ -5,24 +5,29 @@
 //! and holds up nobody else. What a batch came to is accounted to the lanes
 //! that its events came from.
 
+mod durable;
+mod seat;
+mod sender;
 mod worker;
 
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::clock::boot_now_ns;
 use crate::config::BackpressureConfig;
 use crate::doorbell::Doorbell;
+use crate::durable::DurableLog;
 use crate::emitter::EventEmitter;
-use crate::event::Priority;
 use crate::lane::Lane;
 use crate::ledger::LaneLine;
 use crate::panic::{Panicked, contain};
 use crate::pool::EventPool;
 use crate::queue::QueueConfig;
+
+use self::sender::Sender;
 
 /// Makes an emitter: one at the start, a fresh one after a panic.
 pub type EmitterFactory = Box<dyn Fn() -> Box<dyn EventEmitter> + Send>;
@@ -34,9 +39,13 @@ pub struct EmitterConfig {
     pub max_retries: u32,
     /// How long an event waits at most for a batch to fill.
     pub drain_interval: Duration,
-    /// How long one call may take before it counts as failed (an emitter that
-    /// blocks its thread can't be interrupted; it is given up at the end).
+    /// How long one call may take before it counts as failed. One that blocks
+    /// its thread a quarter longer is left behind, and a fresh emitter goes on
+    /// (see [`EmitterHandle::supervise`]).
     pub emit_timeout: Duration,
+    /// How many bytes of events it is handed at once, at most; one event at
+    /// least. Of a durable emitter its log decides.
+    pub max_batch_bytes: usize,
 }
 
 impl Default for EmitterConfig {
@@ -46,6 +55,7 @@ impl Default for EmitterConfig {
             max_retries: backpressure.max_retries,
             drain_interval: backpressure.drain_interval.0,
             emit_timeout: Duration::from_secs(30),
+            max_batch_bytes: 4 << 20,
         }
     }
 }
@@ -64,7 +74,6 @@ pub enum EmitterState {
 /// A call that takes longer than this is told as a failing emitter.
 const STALLED: Duration = Duration::from_secs(5);
 
-#[derive(Debug)]
 struct Shared {
     name: String,
     lanes: Mutex<Vec<Arc<Lane>>>,
@@ -73,13 +82,15 @@ struct Shared {
     bell: Arc<Doorbell>,
     /// Set when the emitter is to end once its lanes are empty.
     ending: watch::Sender<bool>,
-    /// When the call under way began, in nanoseconds of the boot clock; 0: none.
-    emitting_since_ns: AtomicU64,
+    parts: seat::Parts,
+    seat: seat::Seat,
     /// Set when the time to drain is over; ends a wait between tries.
     over: watch::Sender<bool>,
     ended: watch::Sender<bool>,
     state: Mutex<EmitterState>,
     panics: AtomicU64,
+    /// Where a durable emitter is served from; it has no lanes then.
+    log: Option<Arc<dyn DurableLog>>,
 }
 
 /// One emitter and its worker, shared by the observers that emit to it.
@@ -91,6 +102,12 @@ pub struct EmitterHandle {
     shared: Arc<Shared>,
     /// Dropped with the last handle; the worker holds `shared` only.
     _last: Arc<EndOnDrop>,
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Emitter").field("name", &self.name).finish_non_exhaustive()
+    }
 }
 
 #[derive(Debug)]
@@ -124,26 +141,46 @@ impl EmitterHandle {
         factory: impl Fn() -> Box<dyn EventEmitter> + Send + 'static,
         config: EmitterConfig,
     ) -> Result<Self, EmitterStartError> {
-        let factory: EmitterFactory = Box::new(factory);
+        Self::start_served(Box::new(factory), config, None)
+    }
+
+    /// Makes an emitter that is served from a log instead of lanes: what it
+    /// fails to take is tried again until it is acknowledged, or the log gives
+    /// it up. `max_retries` and `drain_interval` do not apply.
+    ///
+    /// # Errors
+    /// The factory panicked, or the thread could not be started.
+    pub fn start_durable(
+        factory: impl Fn() -> Box<dyn EventEmitter> + Send + 'static,
+        config: EmitterConfig,
+        log: Arc<dyn DurableLog>,
+    ) -> Result<Self, EmitterStartError> {
+        Self::start_served(Box::new(factory), config, Some(log))
+    }
+
+    fn start_served(
+        factory: EmitterFactory,
+        config: EmitterConfig,
+        log: Option<Arc<dyn DurableLog>>,
+    ) -> Result<Self, EmitterStartError> {
         let emitter = contain("emitter factory", &factory)?;
         let name = contain("emitter name", || emitter.name().to_owned())?;
+        let parts = seat::Parts::new(factory, &*emitter, config)?;
         let shared = Arc::new(Shared {
-            name: name.clone(),
+            name,
             lanes: Mutex::new(Vec::new()),
             lanes_version: AtomicU64::new(0),
             bell: Arc::new(Doorbell::new()),
             ending: watch::Sender::new(false),
-            emitting_since_ns: AtomicU64::new(0),
+            parts,
+            seat: seat::Seat::new(),
             over: watch::Sender::new(false),
             ended: watch::Sender::new(false),
             state: Mutex::new(EmitterState::Working),
             panics: AtomicU64::new(0),
+            log,
         });
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let worker = worker::Worker::new(Arc::clone(&shared), factory, emitter, config)?;
-        std::thread::Builder::new()
-            .name(thread_name("emit", &name))
-            .spawn(move || runtime.block_on(worker.run()))?;
+        seat::start(&shared, Sender::new(Arc::clone(&shared), 0, Some(emitter)), None)?;
         let last = Arc::new(EndOnDrop { shared: Arc::clone(&shared) });
         Ok(EmitterHandle { shared, _last: last })
     }
@@ -163,7 +200,7 @@ impl EmitterHandle {
     ) -> Arc<Lane> {
         let config = QueueConfig {
             capacity: backpressure.queue_size,
-            max_bytes: backpressure.max_bytes.as_usize(),
+            max_bytes: backpressure.max_bytes().as_usize(),
             policy: backpressure.drop_policy,
         };
         let lane = Arc::new(Lane::new(observer, &self.shared.name, config, Arc::clone(pool)));
@@ -184,10 +221,10 @@ impl EmitterHandle {
     /// How it does.
     #[must_use]
     pub fn state(&self) -> EmitterState {
-        let since = self.shared.emitting_since_ns.load(Ordering::Relaxed);
-        let stalled = Duration::from_nanos(boot_now_ns().saturating_sub(since));
-        if since != 0 && stalled >= STALLED {
-            let seconds = stalled.as_secs();
+        if let Some(busy) = self.shared.seat.busy_for()
+            && busy >= STALLED
+        {
+            let seconds = busy.as_secs();
             return EmitterState::Failing(format!("has been sending a batch for {seconds} s"));
         }
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -199,9 +236,19 @@ impl EmitterHandle {
         self.shared.panics.load(Ordering::Relaxed)
     }
 
-    /// The lane lines of all observers that emit to it.
+    /// Whether it is served from a log, rather than from lanes.
+    #[must_use]
+    pub fn is_durable(&self) -> bool {
+        self.shared.log.is_some()
+    }
+
+    /// The lane lines of all observers that emit to it; of a durable emitter,
+    /// the account that the log keeps of it.
     #[must_use]
     pub fn lane_lines(&self) -> Vec<LaneLine> {
+        if let Some(log) = &self.shared.log {
+            return vec![log.line(&self.shared.name)];
+        }
         self.shared.lock_lanes().iter().map(|lane| lane.line()).collect()
     }
 
@@ -219,6 +266,11 @@ impl EmitterHandle {
         // A worker that only waited between two tries ends at once.
         let grace = Duration::from_millis(50);
         tokio::time::timeout(grace, ended.wait_for(|ended| *ended)).await.is_ok()
+    }
+
+    /// Begins its end: what its lanes hold is still delivered.
+    pub(crate) fn begin_end(&self) {
+        self.shared.begin_end();
     }
 
     fn give_up(&self) {
@@ -265,8 +317,22 @@ impl Shared {
     }
 
     fn waiting(&self) -> usize {
-        let lanes = self.lock_lanes();
-        lanes.iter().map(|l| Priority::ALL.map(|p| l.waiting(p)).iter().sum::<usize>()).sum()
+        self.lock_lanes().iter().map(|lane| lane.waiting().0.items).sum()
+    }
+
+    /// Whether there is enough for a batch that is worth its price, or more than
+    /// lanes should be kept waiting with.
+    fn has_enough(&self) -> bool {
+        let (mut items, mut bytes) = (0, 0);
+        for lane in self.lock_lanes().iter() {
+            let (fill, half_full) = lane.waiting();
+            if half_full {
+                return true;
+            }
+            items += fill.items;
+            bytes += fill.bytes;
+        }
+        items >= self.parts.min_batch || bytes >= self.parts.config.max_batch_bytes
     }
 }
 

@@ -78,7 +78,7 @@ pub trait EbpfManager: Send {
     fn open_ring_buffer(&mut self, map: &str) -> Result<(), Self::Error>;
 
     /// Hands every record of the opened ring buffers to `handler`, until
-    /// `shutdown` begins. Blocks.
+    /// `shutdown` begins, and what is in them then. Blocks.
     ///
     /// # Errors
     /// No ring buffer is open, or waiting for it failed.
@@ -103,7 +103,7 @@ pub trait EbpfManager: Send {
     /// Waits until every attached program was proven to see a fact.
     ///
     /// # Errors
-    /// Which of them gave no proof in time.
+    /// Which of them gave no proof in time, or none is attached.
     fn wait_for_ready(&mut self, timeout: Duration) -> Result<(), Self::Error>;
 }
 
@@ -194,5 +194,155 @@ impl<M: EbpfManager> EbpfRuntime<M> {
     /// Whether the programs are started and not stopped.
     pub fn is_healthy(&self) -> bool {
         matches!(*self.state.lock().unwrap_or_else(PoisonError::into_inner), State::Running(_))
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    /// Attaches what its test says, and counts how often it is closed.
+    #[derive(Debug, Default)]
+    struct Fake {
+        attached: Vec<String>,
+        /// No program of this name exists, none of it is proven, or the
+        /// manager can't be closed.
+        broken: &'static str,
+        closed: Arc<AtomicU32>,
+    }
+
+    impl Fake {
+        fn unless_broken(&self, what: &str) -> Result<(), std::io::Error> {
+            if self.broken == what { Err(std::io::Error::other(what.to_owned())) } else { Ok(()) }
+        }
+    }
+
+    impl EbpfManager for Fake {
+        type Program = ();
+        type Map = ();
+        type Error = std::io::Error;
+
+        fn attach_kprobe(&mut self, program: &str, _: &str) -> Result<(), Self::Error> {
+            self.unless_broken(program)?;
+            self.attached.push(program.to_owned());
+            Ok(())
+        }
+
+        fn attach_kretprobe(&mut self, program: &str, symbol: &str) -> Result<(), Self::Error> {
+            self.attach_kprobe(program, symbol)
+        }
+
+        fn attach_tracepoint(
+            &mut self,
+            program: &str,
+            group: &str,
+            _: &str,
+        ) -> Result<(), Self::Error> {
+            self.attach_kprobe(program, group)
+        }
+
+        fn attach_tracepoint_with_program(
+            &mut self,
+            (): &mut (),
+            group: &str,
+            name: &str,
+        ) -> Result<(), Self::Error> {
+            self.attach_kprobe(name, group)
+        }
+
+        fn attach_raw_tracepoint(&mut self, program: &str, at: &str) -> Result<(), Self::Error> {
+            self.attach_kprobe(program, at)
+        }
+
+        fn attach_btf_tracepoint(&mut self, program: &str, at: &str) -> Result<(), Self::Error> {
+            self.attach_kprobe(program, at)
+        }
+
+        fn open_ring_buffer(&mut self, _: &str) -> Result<(), Self::Error> {
+            Ok(())
+        }
+
+        fn read_events(
+            &mut self,
+            _: &Shutdown,
+            _: &mut dyn FnMut(&[u8]),
+        ) -> Result<(), Self::Error> {
+            Ok(())
+        }
+
+        fn map(&mut self, _: &str) -> Result<(), Self::Error> {
+            Ok(())
+        }
+
+        fn close(&mut self) -> Result<(), Self::Error> {
+            self.closed.fetch_add(1, Ordering::SeqCst);
+            self.unless_broken("close")
+        }
+
+        fn wait_for_ready(&mut self, _: Duration) -> Result<(), Self::Error> {
+            self.unless_broken("proof")
+        }
+    }
+
+    fn runtime(broken: &'static str) -> (EbpfRuntime<Fake>, Arc<AtomicU32>) {
+        let fake = Fake { broken, ..Fake::default() };
+        let closed = Arc::clone(&fake.closed);
+        (EbpfRuntime::new(fake), closed)
+    }
+
+    fn start(runtime: &EbpfRuntime<Fake>) -> Result<(), String> {
+        let attach = |fake: &mut Fake| fake.attach_raw_tracepoint("probe", "mark_victim");
+        runtime.start(Duration::ZERO, attach).map_err(|error| crate::error::describe(&error))
+    }
+
+    #[test]
+    fn programs_are_started_once_and_stopped_as_often_as_you_like() {
+        let (runtime, closed) = runtime("");
+        assert!(!runtime.is_healthy() && runtime.with(|_| ()).is_none(), "not started yet");
+        start(&runtime).unwrap();
+        assert!(runtime.is_healthy());
+        assert_eq!(runtime.with(|fake| fake.attached.clone()), Some(vec!["probe".to_owned()]));
+        let again = start(&runtime).unwrap_err();
+        assert_eq!(again, "eBPF programs can be started once; they are running");
+        assert!(runtime.is_healthy(), "a second start harms nothing");
+        for _ in 0..2 {
+            runtime.stop().unwrap();
+            assert!(!runtime.is_healthy() && runtime.with(|_| ()).is_none());
+            assert_eq!(closed.load(Ordering::SeqCst), 1, "closed once");
+        }
+        assert!(start(&runtime).unwrap_err().ends_with("they are stopped"));
+    }
+
+    #[test]
+    fn a_start_that_fails_closes_all_and_is_final() {
+        for (broken, why) in [("probe", "probe"), ("proof", "proof")] {
+            let (runtime, closed) = runtime(broken);
+            assert_eq!(start(&runtime), Err(format!("eBPF programs are not ready: {why}")));
+            assert!(!runtime.is_healthy());
+            assert_eq!(closed.load(Ordering::SeqCst), 1);
+            assert!(start(&runtime).unwrap_err().ends_with("they are stopped"));
+            runtime.stop().unwrap();
+            assert_eq!(closed.load(Ordering::SeqCst), 1);
+        }
+    }
+
+    #[test]
+    fn what_can_not_be_closed_is_told_once_and_counts_as_stopped() {
+        let (runtime, _) = runtime("close");
+        start(&runtime).unwrap();
+        assert!(runtime.stop().is_err());
+        assert!(!runtime.is_healthy());
+        runtime.stop().unwrap();
+    }
+
+    #[test]
+    fn what_was_never_started_is_closed_when_it_is_stopped() {
+        let (runtime, closed) = runtime("");
+        runtime.stop().unwrap();
+        assert_eq!(closed.load(Ordering::SeqCst), 1);
+        assert!(start(&runtime).is_err());
     }
 }

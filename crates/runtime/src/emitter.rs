@@ -35,6 +35,12 @@ pub enum EmitOutcome {
         /// Why, for logs.
         reason: String,
     },
+    /// The batch is larger than the other side takes at once; it is tried again
+    /// in halves, at once. A single event that is too large is rejected.
+    TooLarge {
+        /// Why, for logs.
+        reason: String,
+    },
     /// One answer per event, in the batch's order. A list that is too short
     /// leaves the rest retryable; what is too long is ignored.
     Each {
@@ -62,7 +68,9 @@ pub type Emission<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 /// Takes batches of events to a wire, a disk or a terminal.
 ///
 /// An emitter has a thread of its own: it may block, stall, panic or fail, and
-/// holds up nobody else. It is called with one batch at a time.
+/// holds up nobody else. It is called with one batch at a time. Where a call
+/// does not return, a fresh emitter takes over while the first one is still
+/// inside its call, unless it [waits for a reader](Self::waits_for_reader).
 pub trait EventEmitter: Send {
     /// The emitter's name; in metrics, logs and the ledger.
     fn name(&self) -> &str;
@@ -81,6 +89,14 @@ pub trait EventEmitter: Send {
     /// are waited for, `drain_interval` at the longest. 1 takes what is there.
     fn min_batch(&self) -> usize {
         1
+    }
+
+    /// Whether a call may block for as long as whoever reads the other end
+    /// likes, a pipe's reader for one. Such a call is waited for, however long
+    /// it takes: a fresh emitter would wait for the same reader, and write into
+    /// the middle of what the first one still writes.
+    fn waits_for_reader(&self) -> bool {
+        false
     }
 
     /// Delivers a batch.

@@ -6,19 +6,20 @@ mod kind;
 mod signal;
 
 pub use data::{
-    Cgroup, Comm, Container, Custom, Endpoint, ErrorInfo, EventData, Exit, ExitClass, Link,
+    Cgroup, Comm, Container, Custom, Endpoint, ErrorInfo, EventData, Exit, ExitClass, Gap, Link,
     LinkKind, Network, NetworkType, OomKill, OomScope, Process, ProcessRef, Signal, Transport,
-    Unresolved, Value, escape, escape_text,
+    Unresolved, Value, escape, escape_text, unescape,
 };
-pub use json::{JSON_SCHEMA, SCHEMA, to_json_line};
+pub use json::{DecodeError, JSON_SCHEMA, MAX_LINE_BYTES, SCHEMA, from_json_line, to_json_line};
 pub use kind::{
-    CONNECTION_ABANDONED, CONNECTION_REFUSED, CONNECTION_RESET, CONNECTION_TIMEOUT,
+    AGENT_GAP, CONNECTION_ABANDONED, CONNECTION_REFUSED, CONNECTION_RESET, CONNECTION_TIMEOUT,
     CONNECTION_UNREACHABLE, CONTAINER_EXIT, EventKind, OOM_KILL, PROCESS_CRASH, Priority,
 };
 
 use std::sync::Arc;
 
 use crate::ids::{EntityId, EventId, SpanId, TraceId};
+use crate::memory::BLOCK;
 
 /// How bad it is, in OpenTelemetry's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -241,9 +242,15 @@ impl Event {
             EventData::Custom(custom) => custom_size(custom),
             _ => 0,
         };
-        let cgroup = self.cgroup.as_ref().map_or(0, |c| size_of::<Cgroup>() + c.path.len());
-        let container = self.container.as_ref().map_or(0, |c| size_of::<Container>() + c.id.len());
-        let links = self.links.capacity() * size_of::<Link>();
+        let shared = 2 * size_of::<usize>() + 2 * BLOCK;
+        let cgroup = self.cgroup.as_ref();
+        let cgroup = cgroup.map_or(0, |c| shared + size_of::<Cgroup>() + c.path.len());
+        let container = self.container.as_ref();
+        let container = container.map_or(0, |c| shared + size_of::<Container>() + c.id.len());
+        let links = match self.links.capacity() {
+            0 => 0,
+            links => links * size_of::<Link>() + BLOCK,
+        };
         size_of::<Self>() + links + error + custom + cgroup + container
     }
 }
@@ -252,21 +259,26 @@ impl Event {
 fn owned_len(text: &std::borrow::Cow<'static, str>) -> usize {
     match text {
         std::borrow::Cow::Borrowed(_) => 0,
-        std::borrow::Cow::Owned(text) => text.capacity(),
+        std::borrow::Cow::Owned(text) => text.capacity() + BLOCK,
     }
 }
 
 fn custom_size(custom: &Custom) -> usize {
-    let attributes: usize =
-        custom.attributes.iter().map(|(key, value)| owned_len(key) + value_size(value)).sum();
-    size_of::<Custom>() + owned_len(&custom.schema) + attributes
+    let attributes = &custom.attributes;
+    let list = attributes.capacity() * size_of::<(std::borrow::Cow<'static, str>, Value)>();
+    let owned: usize =
+        attributes.iter().map(|(key, value)| owned_len(key) + value_size(value)).sum();
+    size_of::<Custom>() + BLOCK + owned_len(&custom.schema) + list + BLOCK + owned
 }
 
+/// What a value owns beside itself.
 fn value_size(value: &Value) -> usize {
-    size_of::<Value>()
-        + match value {
-            Value::Text(text) => owned_len(text),
-            Value::List(values) => values.iter().map(value_size).sum(),
-            _ => 0,
+    match value {
+        Value::Text(text) => owned_len(text),
+        Value::List(values) => {
+            let owned: usize = values.iter().map(value_size).sum();
+            values.capacity() * size_of::<Value>() + BLOCK + owned
         }
+        _ => 0,
+    }
 }

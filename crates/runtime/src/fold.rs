@@ -14,6 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::event::{Endpoint, Event, EventData, Network, Process};
 use crate::ids::{EventId, SpanId, TraceId};
 use crate::ledger::Tally;
+use crate::memory::{BLOCK, CacheLimits};
 
 /// How many bits of a trace id sampling looks at.
 const RANDOM_BITS: u32 = 56;
@@ -24,13 +25,35 @@ pub(crate) struct FoldLimits {
     pub(crate) window_ns: u64,
     /// Beyond this many open keys, events pass unfolded.
     pub(crate) max_keys: usize,
+    /// Beyond this many bytes of summaries as well, unless their key has one.
+    pub(crate) max_bytes: usize,
 }
 
 impl Default for FoldLimits {
     fn default() -> Self {
-        FoldLimits { window_ns: 1_000_000_000, max_keys: 4_096 }
+        FoldLimits::of(&CacheLimits::default())
     }
 }
+
+impl FoldLimits {
+    pub(crate) fn of(limits: &CacheLimits) -> Self {
+        FoldLimits {
+            window_ns: 1_000_000_000,
+            max_keys: limits.fold_keys,
+            max_bytes: limits.fold_bytes,
+        }
+    }
+}
+
+/// A storm's summary so far.
+#[derive(Debug)]
+struct Summary {
+    event: Event,
+    /// What it took when it began: it only ever becomes smaller.
+    bytes: usize,
+}
+
+type Open = HashMap<u128, Option<Box<Summary>>, BuildHasherDefault<Identity>>;
 
 #[derive(Default)]
 struct Identity(u64);
@@ -51,7 +74,9 @@ impl Hasher for Identity {
 #[derive(Debug)]
 pub(crate) struct Folder {
     limits: FoldLimits,
-    open: HashMap<u128, Option<Box<Event>>, BuildHasherDefault<Identity>>,
+    open: Open,
+    /// What the summaries take.
+    bytes: usize,
     /// When each open key's window ends, in that order: windows are equally
     /// long, so the order of opening is the order of ending.
     ends: VecDeque<(u64, u128)>,
@@ -65,10 +90,20 @@ impl Folder {
         Folder {
             limits,
             open: HashMap::default(),
+            bytes: 0,
             ends: VecDeque::new(),
             now_ns: 0,
             folding: Tally::default(),
         }
+    }
+
+    /// What keys and summaries within these limits take: the table and the line
+    /// of ends grow by doubling.
+    pub(crate) fn size_bytes(limits: &CacheLimits) -> usize {
+        let slots = (limits.fold_keys * 8 / 7).next_power_of_two();
+        let slot = size_of::<(u128, Option<Box<Summary>>)>() + 1;
+        let ends = limits.fold_keys.next_power_of_two() * size_of::<(u64, u128)>();
+        slots * slot + ends + limits.fold_bytes
     }
 
     /// What open summaries hold.
@@ -97,14 +132,20 @@ impl Folder {
         }
         let key = key_of(event);
         if let Some(summary) = self.open.get_mut(&key) {
-            self.folding.occurrences += event.count;
             match summary {
-                Some(summary) => absorb(summary, event),
+                Some(summary) => absorb(&mut summary.event, event),
                 None => {
+                    let bytes = event.size_bytes() + size_of::<usize>() + BLOCK;
+                    if self.bytes + bytes > self.limits.max_bytes {
+                        return false;
+                    }
+                    self.bytes += bytes;
                     self.folding.envelopes += 1;
-                    *summary = Some(Box::new(first_of(event.clone(), summary_id())));
+                    let event = first_of(event.clone(), summary_id());
+                    *summary = Some(Box::new(Summary { event, bytes }));
                 }
             }
+            self.folding.occurrences += event.count;
             return true;
         }
         if self.open.len() < self.limits.max_keys {
@@ -124,8 +165,9 @@ impl Folder {
             }
             self.ends.pop_front();
             if let Some(Some(summary)) = self.open.remove(&key) {
-                self.folding -= Tally::one(summary.count);
-                out(finished(*summary));
+                self.bytes -= summary.bytes;
+                self.folding -= Tally::one(summary.event.count);
+                out(finished(summary.event));
             }
         }
     }

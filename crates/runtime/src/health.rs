@@ -324,6 +324,44 @@ mod tests {
         drop(release);
     }
 
+    /// Runs a checker at a short interval; the rounds that its check has seen.
+    fn running(
+        enabled: bool,
+    ) -> (crate::shutdown::ShutdownTrigger, impl Future<Output = ()>, Rounds) {
+        let rounds = Rounds::default();
+        let seen = Arc::clone(&rounds);
+        let interval = crate::units::HumanDuration(Duration::from_millis(1));
+        let config = HealthConfig { enabled, check_interval: interval, ..HealthConfig::default() };
+        let checker = HealthChecker::new(config, "test");
+        checker.add(Arc::new(Check(move || {
+            seen.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            HealthStatus::healthy()
+        })));
+        let (trigger, shutdown) = crate::shutdown::channel();
+        (trigger, Arc::new(checker).run(shutdown), rounds)
+    }
+
+    type Rounds = Arc<std::sync::atomic::AtomicU32>;
+
+    #[tokio::test]
+    async fn checks_run_again_and_again_until_the_shutdown() {
+        let (trigger, run, rounds) = running(true);
+        let run = tokio::spawn(run);
+        while rounds.load(std::sync::atomic::Ordering::SeqCst) < 3 {
+            assert!(!run.is_finished());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        trigger.begin();
+        tokio::time::timeout(Duration::from_secs(20), run).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn checks_that_are_turned_off_never_run() {
+        let (_trigger, run, rounds) = running(false);
+        tokio::time::timeout(Duration::from_secs(20), run).await.unwrap();
+        assert_eq!(rounds.load(std::sync::atomic::Ordering::SeqCst), 0);
+    }
+
     #[tokio::test]
     async fn the_worse_of_mark_and_check_counts() {
         let checker = checker(|| HealthStatus::degraded("slow"));

@@ -126,6 +126,18 @@ impl TraceId {
         (self.0 as u64) & ((1 << 56) - 1)
     }
 
+    /// Reads what `Display` writes: 32 hexadecimal digits, none of them a
+    /// capital.
+    ///
+    /// ```
+    /// use vahti_runtime::ids::TraceId;
+    /// assert_eq!(TraceId::parse("0000000000000000000000000000000a"), Some(TraceId(10)));
+    /// ```
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        hexadecimal(text, 32).map(TraceId)
+    }
+
     /// Whether this id was set.
     #[must_use]
     pub const fn is_set(self) -> bool {
@@ -177,6 +189,20 @@ impl SpanId {
         Self::from_hash(process_hash("process.end", boot_id, tgid, start_boot_ns))
     }
 
+    /// Reads what `Display` writes: 16 hexadecimal digits, none of them a
+    /// capital. `None` for 0, which is no span's.
+    ///
+    /// ```
+    /// use vahti_runtime::ids::SpanId;
+    /// assert_eq!(SpanId::parse("000000000000000a"), Some(SpanId::from_hash(10)));
+    /// assert_eq!(SpanId::parse("0000000000000000"), None);
+    /// ```
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let id = u64::try_from(hexadecimal(text, 16)?).ok()?;
+        NonZeroU64::new(id).map(SpanId)
+    }
+
     /// The id as a number.
     #[must_use]
     pub const fn get(self) -> u64 {
@@ -194,6 +220,21 @@ impl fmt::Debug for SpanId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
+}
+
+/// So many lowercase hexadecimal digits, 32 at most.
+fn hexadecimal(text: &str, digits: usize) -> Option<u128> {
+    if text.len() != digits {
+        return None;
+    }
+    text.bytes().try_fold(0, |number, digit| {
+        let value = match digit {
+            b'0'..=b'9' => digit - b'0',
+            b'a'..=b'f' => digit - b'a' + 10,
+            _ => return None,
+        };
+        Some(number << 4 | u128::from(value))
+    })
 }
 
 fn process_hash(kind: &str, boot_id: &BootId, tgid: u32, start_boot_ns: u64) -> u128 {
@@ -284,10 +325,45 @@ pub struct EventId(pub u128);
 impl EventId {
     /// "Not set": the pipeline derives it.
     pub const UNSET: EventId = EventId(0);
+
+    /// Reads what `Display` writes: a ULID in capitals.
+    ///
+    /// ```
+    /// use vahti_runtime::ids::EventId;
+    /// let id = EventId(0x018b_cfe5_6800_u128 << 80 | 7);
+    /// assert_eq!(EventId::parse("01HF7YAT000000000000000007"), Some(id));
+    /// assert_eq!(EventId::parse("81HF7YAT000000000000000007"), None, "more than 128 bits");
+    /// ```
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let text: &[u8; 26] = text.as_bytes().try_into().ok()?;
+        if text[0] > b'7' {
+            return None;
+        }
+        text.iter()
+            .try_fold(0, |id, c| match VALUES[usize::from(*c)] {
+                NO_DIGIT => None,
+                value => Some(id << 5 | u128::from(value)),
+            })
+            .map(EventId)
+    }
 }
 
 /// Crockford's base 32, as ULIDs are written.
 const BASE32: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+
+const NO_DIGIT: u8 = u8::MAX;
+
+/// What each byte stands for in base 32.
+const VALUES: [u8; 256] = {
+    let mut values = [NO_DIGIT; 256];
+    let mut value = 0;
+    while value < BASE32.len() {
+        values[BASE32[value] as usize] = value as u8;
+        value += 1;
+    }
+    values
+};
 
 impl fmt::Display for EventId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

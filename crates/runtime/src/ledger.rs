@@ -14,14 +14,15 @@
 //! there as zero before it ever happens. A snapshot is exact when nothing
 //! moves; while events move it may be off by what moved during the reading.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+mod counts;
+mod samples;
 
 use serde::Serialize;
 
+pub(crate) use counts::{ObserverCounts, add};
+
 use crate::event::Priority;
-use crate::metrics::{MetricKind, Sample};
 use crate::queue::QueueDrop;
-use crate::source::SourceCounts;
 
 /// Why a record came to nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -75,6 +76,9 @@ pub enum DropReason {
     TriedOnce,
     /// A critical emitter could not take it in as many tries as it has.
     RetriesExhausted,
+    /// An emitter that is not critical was left behind within a call with it:
+    /// the other side may or may not have it.
+    Unanswered,
     /// It still waited when the time to drain was over.
     Deadline,
     /// It was being sent when the time to drain was over: the other side may
@@ -82,28 +86,40 @@ pub enum DropReason {
     Unacknowledged,
     /// It came after the emitter had ended.
     Closed,
+    /// The store needed its room, before every durable emitter had it.
+    StoreFull,
+    /// It was as old as the store keeps events, before every durable emitter
+    /// had it.
+    StoreAge,
+    /// The store's file could not be read any more and was set aside.
+    StoreLost,
 }
 
 impl DropReason {
     /// All of them, in the order in which they are shown.
-    pub const ALL: [DropReason; 8] = [
+    pub const ALL: [DropReason; 12] = [
         DropReason::QueueItems,
         DropReason::QueueBytes,
         DropReason::TooLarge,
         DropReason::TriedOnce,
         DropReason::RetriesExhausted,
+        DropReason::Unanswered,
         DropReason::Deadline,
         DropReason::Unacknowledged,
         DropReason::Closed,
+        DropReason::StoreFull,
+        DropReason::StoreAge,
+        DropReason::StoreLost,
     ];
 
-    /// Where it was given up: `queue`, `emit` or `shutdown`.
+    /// Where it was given up: `queue`, `emit`, `shutdown` or `store`.
     #[must_use]
     pub const fn stage(self) -> &'static str {
         match self {
             DropReason::QueueItems | DropReason::QueueBytes | DropReason::TooLarge => "queue",
-            DropReason::TriedOnce | DropReason::RetriesExhausted => "emit",
+            DropReason::TriedOnce | DropReason::RetriesExhausted | DropReason::Unanswered => "emit",
             DropReason::Deadline | DropReason::Unacknowledged | DropReason::Closed => "shutdown",
+            DropReason::StoreFull | DropReason::StoreAge | DropReason::StoreLost => "store",
         }
     }
 
@@ -116,9 +132,13 @@ impl DropReason {
             DropReason::TooLarge => "too_large",
             DropReason::TriedOnce => "tried_once",
             DropReason::RetriesExhausted => "retries_exhausted",
+            DropReason::Unanswered => "unanswered",
             DropReason::Deadline => "deadline",
             DropReason::Unacknowledged => "unacknowledged",
             DropReason::Closed => "closed",
+            DropReason::StoreFull => "store_full",
+            DropReason::StoreAge => "store_age",
+            DropReason::StoreLost => "store_lost",
         }
     }
 }
@@ -191,10 +211,33 @@ impl LaneCounts {
     }
 }
 
+/// What a log keeps account of for one durable emitter.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DurableCounts {
+    /// Committed since the emitter was first served.
+    pub routed: Tally,
+    /// Acknowledged.
+    pub delivered: Tally,
+    /// Set aside: never to be taken.
+    pub rejected: Tally,
+    /// Given up by the log, for the reasons in [`DurableCounts::REASONS`].
+    pub dropped: [Tally; 3],
+    /// Committed and owed; not what is in flight.
+    pub stored: Tally,
+    /// Being sent.
+    pub in_flight: Tally,
+}
+
+impl DurableCounts {
+    /// Why a log gives something up.
+    pub const REASONS: [DropReason; 3] =
+        [DropReason::StoreFull, DropReason::StoreAge, DropReason::StoreLost];
+}
+
 /// What was given up, by stage, reason and priority.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Dropped {
-    /// `queue`, `emit` or `shutdown`.
+    /// `queue`, `emit`, `shutdown` or `store`.
     pub stage: &'static str,
     /// The reason's word.
     pub reason: &'static str,
@@ -231,6 +274,27 @@ pub struct LaneLine {
 }
 
 impl LaneLine {
+    /// The line of a durable emitter, which is owed what the log `observer`
+    /// committed; its counts by priority.
+    #[must_use]
+    pub fn durable(observer: &str, emitter: &str, counts: &[DurableCounts; 2]) -> Self {
+        let sum = |part: fn(&DurableCounts) -> Tally| counts.iter().map(part).sum();
+        let mut lane = LaneCounts {
+            routed: sum(|c| c.routed),
+            delivered: sum(|c| c.delivered),
+            rejected: sum(|c| c.rejected),
+            ..LaneCounts::default()
+        };
+        for (i, reason) in DurableCounts::REASONS.into_iter().enumerate() {
+            lane.dropped[reason as usize] = [counts[0].dropped[i], counts[1].dropped[i]];
+        }
+        let mut line = LaneLine::new(observer, emitter, &lane);
+        line.stored = sum(|c| c.stored);
+        line.in_flight = sum(|c| c.in_flight);
+        line.balance();
+        line
+    }
+
     pub(crate) fn new(observer: &str, emitter: &str, counts: &LaneCounts) -> Self {
         let dropped = DropReason::ALL
             .iter()
@@ -254,18 +318,22 @@ impl LaneLine {
             in_flight: counts.in_flight.into_iter().sum(),
             difference: 0,
         };
-        line.difference = difference(
-            line.routed.occurrences,
+        line.balance();
+        line
+    }
+
+    fn balance(&mut self) {
+        self.difference = difference(
+            self.routed.occurrences,
             &[
-                line.delivered.occurrences,
-                line.rejected.occurrences,
-                line.dropped_total().occurrences,
-                line.stored.occurrences,
-                line.queued.occurrences,
-                line.in_flight.occurrences,
+                self.delivered.occurrences,
+                self.rejected.occurrences,
+                self.dropped_total().occurrences,
+                self.stored.occurrences,
+                self.queued.occurrences,
+                self.in_flight.occurrences,
             ],
         );
-        line
     }
 
     /// All that was given up.
@@ -401,219 +469,9 @@ impl ObserverLedger {
         all
     }
 
-    /// The ledger in the words of the metrics:
-    /// `vahti_{kernel,ring,records,events,lane}_total{outcome}` and
-    /// `vahti_ledger_difference{line}`. Occurrences, not envelopes.
-    #[must_use]
-    pub fn samples(&self) -> Vec<Sample> {
-        let mut samples = Samples { observer: &self.observer, all: Vec::new() };
-        if let Some(k) = self.kernel {
-            let outcomes = [("attempted", k.attempted), ("submitted", k.submitted)];
-            samples.line("kernel", &outcomes);
-            samples.line("kernel", &[("lost", k.lost), ("missed", k.missed)]);
-        }
-        if let Some(r) = self.ring {
-            let outcomes = [("submitted", r.submitted), ("received", r.received)];
-            samples.line("ring", &outcomes);
-            samples.line("ring", &[("in_ring", r.in_ring), ("abandoned", r.abandoned)]);
-        }
-        let RecordsLine { received, ignored, processed, processing, failed, .. } = &self.records;
-        samples.line("records", &[("received", *received), ("ignored", *ignored)]);
-        samples.line("records", &[("processed", *processed), ("processing", *processing)]);
-        for failed in failed {
-            let labels = [("outcome", "failed"), ("reason", failed.reason)];
-            samples.counter("records", &labels, failed.records);
-        }
-        let e = &self.events;
-        for (outcome, tally) in [
-            ("produced", e.produced),
-            ("sampled_out", e.sampled_out),
-            ("waiting", e.waiting),
-            ("folding", e.folding),
-            ("routed", e.routed),
-        ] {
-            samples.line("events", &[(outcome, tally.occurrences)]);
-        }
-        for lane in &self.lanes {
-            samples.lane(lane);
-        }
-        for (line, difference) in self.differences() {
-            samples.push(
-                "vahti_ledger_difference",
-                MetricKind::Gauge,
-                &[("line", &line)],
-                difference,
-            );
-        }
-        samples.all
-    }
-
     /// Whether every line adds up.
     #[must_use]
     pub fn is_exact(&self) -> bool {
         self.differences().iter().all(|(_, difference)| *difference == 0)
-    }
-}
-
-struct Samples<'a> {
-    observer: &'a str,
-    all: Vec<Sample>,
-}
-
-impl Samples<'_> {
-    fn push(&mut self, name: &str, kind: MetricKind, labels: &[(&str, &str)], value: i64) {
-        let observer = [("observer", self.observer)];
-        let labels = observer.iter().chain(labels);
-        let labels = labels.map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
-        self.all.push(Sample { name: name.to_owned(), kind, labels, value });
-    }
-
-    fn counter(&mut self, line: &str, labels: &[(&str, &str)], value: u64) {
-        let value = i64::try_from(value).unwrap_or(i64::MAX);
-        self.push(&format!("vahti_{line}_total"), MetricKind::Counter, labels, value);
-    }
-
-    fn line(&mut self, line: &str, outcomes: &[(&str, u64)]) {
-        for (outcome, value) in outcomes {
-            self.counter(line, &[("outcome", outcome)], *value);
-        }
-    }
-
-    fn lane(&mut self, lane: &LaneLine) {
-        let emitter = ("emitter", lane.emitter.as_str());
-        for (outcome, tally) in [
-            ("routed", lane.routed),
-            ("delivered", lane.delivered),
-            ("rejected", lane.rejected),
-            ("stored", lane.stored),
-            ("queued", lane.queued),
-            ("in_flight", lane.in_flight),
-        ] {
-            self.counter("lane", &[emitter, ("outcome", outcome)], tally.occurrences);
-        }
-        for d in &lane.dropped {
-            let labels = [
-                emitter,
-                ("outcome", "dropped"),
-                ("stage", d.stage),
-                ("reason", d.reason),
-                ("priority", d.priority),
-            ];
-            self.counter("lane", &labels, d.tally.occurrences);
-        }
-    }
-}
-
-/// The records and events lines' counters of one observer.
-#[derive(Debug, Default)]
-pub(crate) struct ObserverCounts {
-    pub(crate) received: AtomicU64,
-    /// Of `received`, those that came from the source and not from
-    /// `process_event`.
-    pub(crate) received_from_source: AtomicU64,
-    pub(crate) ignored: AtomicU64,
-    pub(crate) failed: [AtomicU64; FailReason::ALL.len()],
-    pub(crate) processed: AtomicU64,
-    pub(crate) processing: AtomicU64,
-    pub(crate) produced: AtomicTally,
-    pub(crate) sampled_out: AtomicTally,
-    pub(crate) folding: AtomicTally,
-    pub(crate) routed: AtomicTally,
-}
-
-#[derive(Debug, Default)]
-pub(crate) struct AtomicTally {
-    occurrences: AtomicU64,
-    envelopes: AtomicU64,
-}
-
-impl AtomicTally {
-    pub(crate) fn add(&self, tally: Tally) {
-        if tally.envelopes > 0 {
-            add(&self.occurrences, tally.occurrences);
-            add(&self.envelopes, tally.envelopes);
-        }
-    }
-
-    /// For what is a level and not a counter.
-    pub(crate) fn set(&self, tally: Tally) {
-        self.occurrences.store(tally.occurrences, Ordering::Relaxed);
-        self.envelopes.store(tally.envelopes, Ordering::Relaxed);
-    }
-
-    fn get(&self) -> Tally {
-        Tally { occurrences: get(&self.occurrences), envelopes: get(&self.envelopes) }
-    }
-}
-
-pub(crate) fn add(counter: &AtomicU64, n: u64) {
-    if n > 0 {
-        counter.fetch_add(n, Ordering::Relaxed);
-    }
-}
-
-pub(crate) fn get(counter: &AtomicU64) -> u64 {
-    counter.load(Ordering::Relaxed)
-}
-
-impl ObserverCounts {
-    pub(crate) fn records_line(&self) -> RecordsLine {
-        let failed: Vec<Failed> = FailReason::ALL
-            .iter()
-            .map(|r| Failed { reason: r.as_str(), records: get(&self.failed[*r as usize]) })
-            .collect();
-        let mut line = RecordsLine {
-            received: get(&self.received),
-            ignored: get(&self.ignored),
-            processed: get(&self.processed),
-            processing: get(&self.processing),
-            failed,
-            difference: 0,
-        };
-        let failures: u64 = line.failed.iter().map(|f| f.records).sum();
-        line.difference =
-            difference(line.received, &[line.ignored, failures, line.processed, line.processing]);
-        line
-    }
-
-    pub(crate) fn events_line(&self) -> EventsLine {
-        let mut line = EventsLine {
-            produced: self.produced.get(),
-            sampled_out: self.sampled_out.get(),
-            waiting: Tally::default(),
-            folding: self.folding.get(),
-            routed: self.routed.get(),
-            difference: 0,
-        };
-        line.difference = difference(
-            line.produced.occurrences,
-            &[
-                line.sampled_out.occurrences,
-                line.waiting.occurrences,
-                line.folding.occurrences,
-                line.routed.occurrences,
-            ],
-        );
-        line
-    }
-
-    pub(crate) fn source_lines(&self, counts: SourceCounts) -> (KernelLine, RingLine) {
-        let SourceCounts { attempted, submitted, lost, missed, in_ring, abandoned } = counts;
-        let received = get(&self.received_from_source);
-        let kernel = KernelLine {
-            attempted,
-            submitted,
-            lost,
-            missed,
-            difference: difference(attempted, &[submitted, lost]),
-        };
-        let ring = RingLine {
-            submitted,
-            received,
-            in_ring,
-            abandoned,
-            difference: difference(submitted, &[received, in_ring, abandoned]),
-        };
-        (kernel, ring)
     }
 }

@@ -8,8 +8,8 @@
 //! uncounted; there is no eBPF, no Kubernetes and no exporter in here.
 //! **Minimum kernel:** none. **Its metrics:** `vahti_events_seen_total` (observer,
 //! type, subtype, severity, outcome; before sampling) and
-//! `vahti_metrics_series_overflow_total`; the ledger's lines are exported by
-//! whoever runs it.
+//! `vahti_metrics_series_overflow_total`, and the ledger's lines
+//! ([`ObserverLedger::samples`](ledger::ObserverLedger::samples)).
 //!
 //! # The way of an event
 //!
@@ -239,6 +239,7 @@ pub mod causality;
 pub mod clock;
 pub mod config;
 pub mod delivery;
+pub mod durable;
 pub mod ebpf;
 pub mod emitter;
 pub mod error;
@@ -246,6 +247,7 @@ pub mod event;
 pub mod health;
 pub mod ids;
 pub mod ledger;
+pub mod memory;
 pub mod metrics;
 pub mod observer;
 pub mod panic;

@@ -1,8 +1,8 @@
 //! A registry of counters and gauges with bounded cardinality.
 //!
 //! A label that is not allowed is never exported; what would be one series too
-//! many for a metric goes to a series whose labels are all `_other`, and how
-//! often that happened is counted.
+//! many for a metric, or too many bytes for all, goes to a series whose labels
+//! are all `_other`, and how often that happened is counted.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Serialize;
 
 use crate::config::MetricsConfig;
+use crate::memory::{BLOCK, CacheLimits};
 
 /// The value of every label of the series that takes what is over the cap.
 pub const OTHER: &str = "_other";
@@ -83,8 +84,18 @@ pub struct Registry {
     enabled: bool,
     allowed: Vec<String>,
     max_series: usize,
-    metrics: Mutex<BTreeMap<String, Metric>>,
+    /// What all series may take; those that take what is over the caps, one a
+    /// metric, stand beside it.
+    max_bytes: usize,
+    metrics: Mutex<Metrics>,
     overflow: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Metrics {
+    by_name: BTreeMap<String, Metric>,
+    /// What the series take.
+    bytes: usize,
 }
 
 /// One series' value at one moment.
@@ -108,9 +119,15 @@ impl Registry {
             enabled: config.enabled,
             allowed: config.allowed_labels.clone(),
             max_series: config.max_series.max(1),
-            metrics: Mutex::new(BTreeMap::new()),
+            max_bytes: CacheLimits::default().metrics_bytes,
+            metrics: Mutex::default(),
             overflow: AtomicU64::new(0),
         }
+    }
+
+    /// The same with this many bytes of series.
+    pub(crate) fn within(self, max_bytes: usize) -> Self {
+        Registry { max_bytes, ..self }
     }
 
     /// The series of these labels: the allowed ones of them.
@@ -125,11 +142,15 @@ impl Registry {
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
             .collect();
         let mut metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
-        let metric = metrics
+        let Metrics { by_name, bytes } = &mut *metrics;
+        let metric = by_name
             .entry(name.to_owned())
             .or_insert_with(|| Metric { kind, series: BTreeMap::new() });
-        let known = metric.series.len();
-        let labels = if metric.series.contains_key(&labels) || known < self.max_series {
+        let (known, more) = (metric.series.len(), size_of_series(&labels));
+        let labels = if metric.series.contains_key(&labels) {
+            labels
+        } else if known < self.max_series && *bytes + more <= self.max_bytes {
+            *bytes += more;
             labels
         } else {
             self.overflow.fetch_add(1, Ordering::Relaxed);
@@ -139,11 +160,16 @@ impl Registry {
         Series { value: Some(value) }
     }
 
-    /// All series, by name and labels, with [`OVERFLOW`] last.
+    /// All series, by name and labels, with [`OVERFLOW`] last; nothing where
+    /// metrics are turned off.
     #[must_use]
     pub fn snapshot(&self) -> Vec<Sample> {
+        if !self.enabled {
+            return Vec::new();
+        }
         let metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
         let mut samples: Vec<Sample> = metrics
+            .by_name
             .iter()
             .flat_map(|(name, metric)| {
                 metric.series.iter().map(|(labels, value)| Sample {
@@ -162,6 +188,14 @@ impl Registry {
         });
         samples
     }
+}
+
+/// With its value, and its place in a tree whose nodes may be half empty.
+fn size_of_series(labels: &Labels) -> usize {
+    let texts: usize = labels.iter().map(|(key, value)| key.len() + value.len() + 2 * BLOCK).sum();
+    let lists = labels.len() * size_of::<(String, String)>() + BLOCK;
+    let place = 2 * (size_of::<Labels>() + size_of::<Arc<AtomicU64>>());
+    texts + lists + place + size_of::<[u64; 3]>() + BLOCK
 }
 
 fn signed(value: u64) -> i64 {
@@ -193,9 +227,27 @@ mod tests {
     }
 
     #[test]
+    fn labels_of_any_length_stay_under_the_bytes_and_lose_no_count() {
+        let config = MetricsConfig {
+            allowed_labels: vec!["pod".into()],
+            max_series: 100_000,
+            ..MetricsConfig::default()
+        };
+        let registry = Registry::new(&config).within(512 << 10);
+        for n in 0..200 {
+            let pod = format!("{n}{}", "x".repeat(10_000));
+            registry.series("m", MetricKind::Counter, &[("pod", pod.as_str())]).add(1);
+        }
+        let samples: Vec<_> = registry.snapshot().into_iter().filter(|s| s.name == "m").collect();
+        let kept: usize = samples.iter().map(|s| s.labels[0].1.len()).sum();
+        assert!((400_000..=512 << 10).contains(&kept), "{kept}");
+        assert_eq!(samples.iter().map(|s| s.value).sum::<i64>(), 200);
+    }
+
+    #[test]
     fn what_is_turned_off_counts_nothing() {
         let registry = Registry::new(&MetricsConfig { enabled: false, ..MetricsConfig::default() });
         registry.series("m", MetricKind::Counter, &[]).add(1);
-        assert_eq!(registry.snapshot().len(), 1, "only the overflow counter");
+        assert_eq!(registry.snapshot(), []);
     }
 }

@@ -7,7 +7,7 @@ mod run;
 mod work;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, TryLockError};
 use std::time::Duration;
 
 use tokio::sync::Notify;
@@ -28,6 +28,7 @@ use crate::processor::{ProcessorFactory, RawRecord};
 use crate::source::{Interrupt, Source, SourceLedger};
 use incarnation::Incarnation;
 use work::Seat;
+pub(crate) use work::{BATCH_BYTES, BATCH_RECORDS};
 
 /// The source, which one thread uses at a time, and what ends its reads.
 #[derive(Clone)]
@@ -43,6 +44,15 @@ impl SharedSource {
 
     fn interrupt(&self) {
         self.interrupter.interrupt();
+    }
+
+    /// Whether foreign code panicked while it had the lock.
+    fn has_panicked(&self) -> bool {
+        self.source.is_poisoned()
+    }
+
+    fn is_in_use(&self) -> bool {
+        matches!(self.source.try_lock(), Err(TryLockError::WouldBlock))
     }
 }
 
@@ -328,9 +338,13 @@ impl ObserverRuntime {
         }
     }
 
-    /// The observer's metrics and its ledger in the metrics' words, now.
+    /// The observer's metrics and its ledger in the metrics' words, now;
+    /// nothing where the configuration has turned metrics off.
     #[must_use]
     pub fn metrics(&self) -> Vec<Sample> {
+        if !self.config.metrics.enabled {
+            return Vec::new();
+        }
         let mut samples = self.pipeline.metrics.snapshot();
         samples.extend(self.ledger().samples());
         samples

@@ -25,7 +25,7 @@ const SUMMARY: u32 = 1 << 31;
 const MAX_COUNT: u64 = 1 << 32;
 
 /// Spare events taken for a batch: as many as sources read at once.
-const SPARE: usize = 256;
+pub(crate) const SPARE: usize = 256;
 
 /// The stages of one observer, behind its processor.
 #[derive(Debug)]

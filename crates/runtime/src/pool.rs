@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::event::Event;
 
 /// Events kept at most: two of the largest batches that emitters take.
-const KEPT: usize = 1_024;
+pub(crate) const KEPT: usize = 1_024;
 
 #[derive(Debug, Default)]
 pub(crate) struct EventPool {

@@ -170,6 +170,14 @@ impl<T> List<T> {
             List::Random(list) => list.pop_front(),
         }
     }
+
+    #[inline]
+    fn front_bytes(&self) -> Option<usize> {
+        match self {
+            List::Line(line) => line.front().map(|(_, bytes)| *bytes),
+            List::Random(list) => list.front_bytes(),
+        }
+    }
 }
 
 /// How much memory to ask for: twice what there is, on the way to the capacity
@@ -215,6 +223,11 @@ impl<T> QueueCore<T> {
 
     pub(crate) fn bytes(&self) -> usize {
         self.bytes[0] + self.bytes[1]
+    }
+
+    /// Whether half of what may wait does.
+    pub(crate) fn is_half_full(&self) -> bool {
+        self.len >= self.capacity.div_ceil(2) || self.bytes() >= self.max_bytes.div_ceil(2)
     }
 
     /// Puts an item in. What is displaced goes to `give_up`; an item that is
@@ -317,10 +330,21 @@ impl<T> QueueCore<T> {
     /// Takes the oldest item of one priority.
     #[inline]
     pub(crate) fn pop(&mut self, priority: Priority) -> Option<T> {
-        let (item, bytes) = self.lists[priority as usize].pop_front()?;
+        self.pop_within(priority, usize::MAX).map(|(item, _)| item)
+    }
+
+    /// Takes the oldest item of one priority, and its bytes, if those are no
+    /// more than this.
+    #[inline]
+    pub(crate) fn pop_within(&mut self, priority: Priority, room: usize) -> Option<(T, usize)> {
+        let list = &mut self.lists[priority as usize];
+        if list.front_bytes()? > room {
+            return None;
+        }
+        let (item, bytes) = list.pop_front()?;
         self.bytes[priority as usize] -= bytes;
         self.len -= 1;
-        Some(item)
+        Some((item, bytes))
     }
 }
 
@@ -414,6 +438,19 @@ mod tests {
         let refused = queue.enqueue(9, Normal, 7);
         assert_eq!(refused, Enqueued::Refused(9, QueueDrop::Bytes), "the critical one may not go");
         assert_eq!(drain(&queue), [8, 7]);
+    }
+
+    #[test]
+    fn what_is_too_large_for_the_room_stays_in_front() {
+        for policy in [DropPolicy::Oldest, DropPolicy::Random] {
+            let mut core = QueueCore::new(QueueConfig { capacity: 9, max_bytes: 100, policy });
+            core.push(1, Normal, 30, &mut |_, _, _| {});
+            core.push(2, Normal, 10, &mut |_, _, _| {});
+            assert_eq!(core.pop_within(Normal, 29), None, "{policy:?}");
+            assert_eq!(core.pop_within(Normal, 30), Some((1, 30)), "{policy:?}");
+            assert_eq!((core.len(), core.bytes()), (1, 10), "{policy:?}");
+            assert_eq!(core.pop_within(Critical, 30), None, "{policy:?}");
+        }
     }
 
     #[test]

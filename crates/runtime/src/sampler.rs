@@ -200,6 +200,18 @@ mod tests {
     }
 
     #[test]
+    fn whether_an_event_is_kept_is_what_was_decided_of_it() {
+        let sampler = sampler(0.5, vec![]);
+        for trace in [TraceId(0), TraceId(u128::MAX)] {
+            let mut event = Event::new(&CONNECTION_ABANDONED, Severity::Warning);
+            event.trace_id = trace;
+            assert_eq!(sampler.should_sample(&event), trace == TraceId(u128::MAX));
+            event.severity = Severity::Error;
+            assert!(sampler.should_sample(&event), "a failure");
+        }
+    }
+
+    #[test]
     fn a_lower_rate_keeps_a_subset_of_a_higher_one() {
         let (low, high) = (sampler(0.1, vec![]), sampler(0.3, vec![]));
         for trace in traces(10_000) {

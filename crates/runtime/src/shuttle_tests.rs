@@ -27,7 +27,7 @@ use shuttle::thread;
 use crate::config::DropPolicy;
 use crate::doorbell::Doorbell;
 use crate::event::{Event, EventKind, Priority, Severity};
-use crate::lane::{Lane, Settlement};
+use crate::lane::{Lane, Room, Settlement};
 use crate::ledger::{DropReason, LaneLine, Tally};
 use crate::queue::{BoundedQueue, Enqueued, QueueConfig};
 
@@ -104,7 +104,8 @@ fn take_and_settle(lane: &Lane, seen: &mut Tally) -> bool {
     let mut epoch = 0;
     for priority in Priority::ALL {
         let before = events.len();
-        let taken_in = lane.take(priority, 2, &mut events);
+        let room = Room { items: 2, bytes: usize::MAX };
+        let (taken_in, _) = lane.take(priority, room, &mut events);
         // The epoch belongs to the events: a deadline may come between.
         if events.len() > before {
             epoch = taken_in;

@@ -33,6 +33,9 @@ pub struct RecordBatch {
 }
 
 impl RecordBatch {
+    /// What it takes beside a record's bytes; twice, as lists grow by doubling.
+    pub(crate) const SLOT_BYTES: usize = 2 * size_of::<Slot>();
+
     /// At most this many records and bytes.
     #[must_use]
     pub fn new(max_records: usize, max_bytes: usize) -> Self {
@@ -51,6 +54,11 @@ impl RecordBatch {
             return false;
         }
         let start = self.bytes.len();
+        if self.bytes.capacity() - start < record.bytes.len() {
+            // Doubles, as a vector would, but not beyond what may ever be held.
+            let doubled = start.min(self.max_bytes.saturating_sub(start));
+            self.bytes.reserve_exact(doubled.max(record.bytes.len()));
+        }
         self.bytes.extend_from_slice(record.bytes);
         self.slots.push(Slot {
             kind: record.kind,

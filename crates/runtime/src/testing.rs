@@ -30,6 +30,8 @@ struct Feed {
     records: VecDeque<(u64, Vec<u8>)>,
     fed: u64,
     read: u64,
+    lost: u64,
+    degraded: Vec<String>,
     interrupted: bool,
     ended: bool,
 }
@@ -81,6 +83,16 @@ impl FakeFeed {
     pub fn end(&self) {
         self.shared.lock().ended = true;
         self.shared.changed.notify_all();
+    }
+
+    /// As many records more were lost before they could be written.
+    pub fn lose(&self, records: u64) {
+        self.shared.lock().lost += records;
+    }
+
+    /// What of the source does not work, from now on.
+    pub fn degrade(&self, reasons: &[&str]) {
+        self.shared.lock().degraded = reasons.iter().map(|&reason| reason.to_owned()).collect();
     }
 
     /// How many were not read yet.
@@ -157,11 +169,16 @@ impl SourceLedger for FakeFeed {
     fn counts(&self) -> SourceCounts {
         let feed = self.shared.lock();
         SourceCounts {
-            attempted: feed.fed,
+            attempted: feed.fed + feed.lost,
             submitted: feed.fed,
+            lost: feed.lost,
             in_ring: feed.fed - feed.read,
             ..SourceCounts::default()
         }
+    }
+
+    fn degraded(&self) -> Vec<String> {
+        self.shared.lock().degraded.clone()
     }
 }
 

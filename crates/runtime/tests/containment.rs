@@ -2,13 +2,14 @@
 #![cfg(not(shuttle))]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-mod common;
+#[path = "stage/misbehaving.rs"]
+mod misbehaving;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use common::{Gate, Handles, Mood, Moody, assert_exact, until};
+use misbehaving::{Gate, Handles, Mood, Moody, assert_exact, until};
 use vahti_runtime::config::{Config, FailurePolicy};
 use vahti_runtime::delivery::{EmitterConfig, EmitterHandle};
 use vahti_runtime::ledger::DropReason;
@@ -146,19 +147,26 @@ async fn a_processor_that_hangs_loses_the_one_record_and_its_thread() {
         pair.feed(b"hang");
         let report = pair.run().await;
         assert_eq!(pair.failed("hang"), 1, "{policy:?}");
+        assert_eq!(pair.arrived("good"), 1_000, "{policy:?}");
         assert_exact(&pair.good);
         assert_exact(&pair.bad);
         let before = pair.bad.ledger();
+        let arrived = pair.arrived("bad") as u64;
+        assert_eq!(arrived, before.records.processed, "{policy:?}");
         match policy {
             FailurePolicy::Restart => {
                 assert_eq!(report, Report::default());
-                assert_eq!(pair.arrived("bad"), 999);
+                assert_eq!(arrived, 999);
             }
-            FailurePolicy::Isolate => assert_eq!(report.failed.len(), 1),
-            FailurePolicy::FailFast => assert!(report.failed_fast),
-        }
-        if policy != FailurePolicy::FailFast {
-            assert_eq!(pair.arrived("good"), 1_000);
+            FailurePolicy::Isolate | FailurePolicy::FailFast => {
+                assert_eq!(report.failed.len(), 1);
+                assert_eq!(report.failed_fast, policy == FailurePolicy::FailFast);
+                // Whole batches before the one that it hangs in; nobody is left
+                // to process that one again.
+                let left = before.records.received - arrived - 1;
+                assert_eq!(pair.failed("down"), left, "{policy:?}");
+                assert!((1..=500).contains(&arrived), "{policy:?}: {arrived}");
+            }
         }
         // The thread that was left behind wakes up: nothing changes any more.
         pair.handles.hang.open();
@@ -328,9 +336,116 @@ async fn a_failure_through_process_event_follows_the_policy_too() {
     assert_exact(&observer);
 }
 
+/// Two observers on two emitters: a good one, and one that misbehaves.
+struct Shared {
+    observers: [Arc<ObserverRuntime>; 2],
+    emitters: Vec<EmitterHandle>,
+    captured: vahti_runtime::testing::Captured,
+    arrived: Arc<AtomicU64>,
+    drain: Duration,
+}
+
+fn shared(policy: FailurePolicy, moods: &[Mood], stalled: Option<Arc<Gate>>) -> Shared {
+    let (capture, captured) = CapturingEmitter::new("good");
+    let arrived = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&arrived);
+    // A stalled one never drains; the others take some delays between tries.
+    let drain = Duration::from_millis(if stalled.is_some() { 400 } else { 20_000 });
+    let moods = Arc::new(std::sync::Mutex::new(moods.iter().copied().collect()));
+    let make = move || -> Box<dyn vahti_runtime::emitter::EventEmitter> {
+        Box::new(Moody {
+            name: "moody".into(),
+            critical: true,
+            moods: Arc::clone(&moods),
+            stalled: stalled.clone(),
+            arrived: Arc::clone(&count),
+            closed: Arc::new(AtomicBool::new(false)),
+        })
+    };
+    let good = EmitterHandle::start(move || Box::new(capture()), EmitterConfig::default());
+    let moody = EmitterHandle::start(make, EmitterConfig { max_retries: 2, ..Default::default() });
+    let emitters = vec![moody.unwrap(), good.unwrap()];
+    let observers = ["first", "second"].map(|name| {
+        let (source, feed) = FakeSource::new();
+        for n in 0..500 {
+            feed.push(if n % 10 == 0 { b"critical" } else { b"normal" });
+        }
+        feed.end();
+        ObserverRuntime::builder(Handles::default().factory(name))
+            .config(config(name, policy))
+            .source(source)
+            .shared_emitter(&emitters[0])
+            .shared_emitter(&emitters[1])
+            .drain_deadline(drain)
+            .build()
+            .unwrap()
+    });
+    Shared { observers, emitters, captured, arrived, drain }
+}
+
+impl Shared {
+    async fn run(&self) -> Report {
+        let (_trigger, shutdown) = channel();
+        let [first, second] = self.observers.clone();
+        Supervisor::new(self.emitters.clone(), self.drain)
+            .observer(first)
+            .observer(second)
+            .run(shutdown)
+            .await
+    }
+
+    /// The good emitter has all of both observers; the lines to the other one.
+    fn assert_others_lost_nothing(&self) -> [vahti_runtime::ledger::LaneLine; 2] {
+        self.observers.each_ref().map(|observer| {
+            let all = self.captured.events();
+            let of_it = all.iter().filter(|e| &*e.origin.source == observer.name()).count();
+            assert_eq!(of_it, 500, "{}", observer.name());
+            assert_exact(observer);
+            let mut lanes = observer.ledger().lanes;
+            assert_eq!(lanes[1].delivered.occurrences, 500);
+            lanes.remove(0)
+        })
+    }
+}
+
+const POLICIES: [FailurePolicy; 3] =
+    [FailurePolicy::Isolate, FailurePolicy::Restart, FailurePolicy::FailFast];
+
+#[tokio::test]
+async fn an_emitter_that_panics_or_fails_costs_no_other_emitter_and_no_observer_anything() {
+    for policy in POLICIES {
+        for mood in [Mood::Panic, Mood::Retry, Mood::Half, Mood::Reject] {
+            let shared = shared(policy, &[mood; 2], None);
+            let report = shared.run().await;
+            assert_eq!(report, Report::default(), "{policy:?} {mood:?}");
+            let lines = shared.assert_others_lost_nothing();
+            // What it did not reject came to it in a later try.
+            let rejected: u64 = lines.iter().map(|line| line.rejected.occurrences).sum();
+            assert_eq!(rejected > 0, mood == Mood::Reject, "{policy:?} {mood:?}");
+            assert_eq!(shared.arrived.load(Ordering::SeqCst), 1_000 - rejected);
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_emitter_that_stalls_costs_no_other_emitter_and_no_observer_anything() {
+    for policy in POLICIES {
+        let gate = Arc::new(Gate::default());
+        let shared = shared(policy, &[], Some(Arc::clone(&gate)));
+        let report = shared.run().await;
+        let stuck = Report { stuck_emitters: vec!["moody".into()], ..Report::default() };
+        assert_eq!(report, stuck, "{policy:?}");
+        for line in shared.assert_others_lost_nothing() {
+            assert_eq!(line.dropped_total().occurrences, 500, "{policy:?}: {line:#?}");
+        }
+        gate.open();
+    }
+}
+
 /// Its setup fails, or never ends.
 struct Unready {
     hangs: bool,
+    torn_down: Arc<AtomicU64>,
 }
 
 impl vahti_runtime::processor::EventProcessor for Unready {
@@ -349,17 +464,28 @@ impl vahti_runtime::processor::EventProcessor for Unready {
         if self.hangs {
             return Box::pin(std::future::pending());
         }
-        let error = vahti_runtime::processor::LifecycleError::new("no such device");
+        let cause = std::io::Error::other("it was unplugged");
+        let error = vahti_runtime::processor::LifecycleError::with_source("no such device", cause);
         Box::pin(std::future::ready(Err(error)))
+    }
+
+    fn teardown(&self) -> vahti_runtime::processor::Lifecycle<'_> {
+        self.torn_down.fetch_add(1, Ordering::SeqCst);
+        Box::pin(std::future::ready(Ok(())))
     }
 }
 
-fn unready(policy: FailurePolicy, hangs: bool) -> Arc<ObserverRuntime> {
-    ObserverRuntime::builder(move || Unready { hangs })
-        .config(config("unready", policy))
-        .drain_deadline(Duration::from_millis(200))
-        .build()
-        .unwrap()
+/// And how often it was torn down.
+fn unready(policy: FailurePolicy, hangs: bool) -> (Arc<ObserverRuntime>, Arc<AtomicU64>) {
+    let torn_down = Arc::new(AtomicU64::new(0));
+    let count = Arc::clone(&torn_down);
+    let observer =
+        ObserverRuntime::builder(move || Unready { hangs, torn_down: Arc::clone(&count) })
+            .config(config("unready", policy))
+            .drain_deadline(Duration::from_millis(200))
+            .build()
+            .unwrap();
+    (observer, torn_down)
 }
 
 #[tokio::test]
@@ -374,21 +500,40 @@ async fn a_start_that_fails_follows_the_policy() {
             feed.end();
         }
         let (_trigger, shutdown) = channel();
+        let (unready, torn_down) = unready(policy, false);
         let report = Supervisor::new(Vec::new(), Duration::from_secs(5))
-            .observer(unready(policy, false))
+            .observer(unready)
             .observer(other)
             .run(shutdown)
             .await;
         assert_eq!((report.failed_fast, report.failed.len()), (ends_all, 1), "{report:?}");
-        assert!(report.failed[0].to_string().contains("no such device"), "{report:?}");
+        let told = report.failed[0].to_string();
+        assert!(told.contains("no such device: it was unplugged"), "{told}");
+        assert_eq!(torn_down.load(Ordering::SeqCst), 1, "what it had set up till then");
     }
 }
 
 #[tokio::test]
 async fn a_setup_that_never_ends_does_not_hold_up_the_shutdown() {
     let (trigger, shutdown) = channel();
-    let run = tokio::spawn(unready(FailurePolicy::Restart, true).run(shutdown));
+    let (unready, torn_down) = unready(FailurePolicy::Restart, true);
+    let run = tokio::spawn(unready.run(shutdown));
     trigger.begin();
     let ended = tokio::time::timeout(Duration::from_secs(20), run).await.unwrap().unwrap();
     assert!(ended.unwrap_err().to_string().contains("before the shutdown"));
+    assert_eq!(torn_down.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn who_watches_nothing_does_not_keep_the_program_from_having_failed() {
+    let pair = pair(FailurePolicy::Isolate);
+    pair.feed(b"panic");
+    let (_trigger, shutdown) = channel();
+    let report = Supervisor::new(pair.emitters.clone(), Duration::from_secs(5))
+        .observer(Arc::clone(&pair.bad))
+        .beside(Arc::clone(&pair.good))
+        .run(shutdown)
+        .await;
+    assert!(report.all_failed, "{report:?}");
+    assert_eq!(pair.arrived("good"), 1_000);
 }

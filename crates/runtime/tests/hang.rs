@@ -3,13 +3,14 @@
 #![cfg(not(shuttle))]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-mod common;
+#[path = "stage/misbehaving.rs"]
+mod misbehaving;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use common::{Gate, assert_exact, until};
+use misbehaving::{Gate, assert_exact, until};
 use vahti_runtime::config::{Config, FailurePolicy};
 use vahti_runtime::event::{Event, Severity};
 use vahti_runtime::observer::{ObserverRuntime, ProcessEventError};
@@ -42,7 +43,7 @@ impl EventProcessor for Sticky {
             self.gate.wait();
             assert!(!self.panics, "panics on purpose");
         }
-        Ok(Event::new(&common::NORMAL, Severity::Info).into())
+        Ok(Event::new(&misbehaving::NORMAL, Severity::Info).into())
     }
 }
 
@@ -169,7 +170,7 @@ fn storm_on(observer: &Arc<ObserverRuntime>) -> std::thread::JoinHandle<()> {
 #[tokio::test]
 async fn a_storm_that_is_handed_in_at_the_very_end_leaves_nothing_in_folding() {
     for _ in 0..200 {
-        let factory = common::Handles::default().factory("storm");
+        let factory = misbehaving::Handles::default().factory("storm");
         let observer = ObserverRuntime::builder(factory).concurrency(2).build().unwrap();
         let (trigger, shutdown) = channel();
         let run = tokio::spawn(Arc::clone(&observer).run(shutdown));

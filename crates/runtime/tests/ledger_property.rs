@@ -7,14 +7,15 @@
 #![cfg(not(shuttle))]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-mod common;
+#[path = "stage/misbehaving.rs"]
+mod misbehaving;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{Gate, Handles, Mood, Moody};
+use misbehaving::{Gate, Handles, Mood, Moody};
 use proptest::prelude::*;
 use vahti_runtime::config::{Config, DropPolicy, FailurePolicy, SamplingConfig, SamplingRule};
 use vahti_runtime::delivery::{EmitterConfig, EmitterHandle};
@@ -199,7 +200,7 @@ fn config(name: &str, plan: &ObserverPlan) -> Config {
     config.health.hang_timeout = HumanDuration(Duration::from_millis(100));
     config.backpressure.drop_policy = plan.drop;
     config.backpressure.queue_size = plan.queue_size;
-    config.backpressure.max_bytes = ByteSize(plan.max_bytes);
+    config.backpressure.max_bytes = Some(ByteSize(plan.max_bytes));
     config.backpressure.max_retries = plan.max_retries;
     config.sampling = plan.sampling.clone();
     config

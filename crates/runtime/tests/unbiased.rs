@@ -7,11 +7,12 @@
 #![cfg(not(shuttle))]
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-mod common;
+#[path = "stage/misbehaving.rs"]
+mod misbehaving;
 
 use std::sync::{Arc, Mutex};
 
-use common::{Gate, NORMAL, STORM, assert_exact};
+use misbehaving::{Gate, NORMAL, STORM, assert_exact};
 use vahti_runtime::config::{Config, SamplingConfig, SamplingRule};
 use vahti_runtime::emitter::{Emission, EmitOutcome, EventEmitter};
 use vahti_runtime::event::{ErrorInfo, Event, Severity};
@@ -94,7 +95,7 @@ async fn play(
     let mut config = Config::for_observer("weather");
     config.sampling = sampling;
     config.backpressure.queue_size = queue_size;
-    config.backpressure.max_bytes = ByteSize(1 << 30);
+    config.backpressure.max_bytes = Some(ByteSize(1 << 30));
     let arrived = Arc::new(Mutex::new(Arrived::default()));
     let open = Arc::new(Gate::default());
     let (scales, gate) = (Arc::clone(&arrived), Arc::clone(&open));

@@ -11,6 +11,16 @@ pub(crate) struct Agent {
     child: Child,
     pub(crate) started: Instant,
     socket: PathBuf,
+    /// Holds its store, if it has one.
+    store: Option<PathBuf>,
+}
+
+/// Whether the agent keeps what it tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keep {
+    Nothing,
+    /// In a store on the disk that the build is on.
+    Store,
 }
 
 /// What the kernel says of a process, as differences or levels.
@@ -25,23 +35,42 @@ fn binary() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/vahti")
 }
 
+fn remove(store: Option<&Path>) -> Result<(), String> {
+    match store.map(fs::remove_dir_all) {
+        Some(Err(error)) if error.kind() != std::io::ErrorKind::NotFound => Err(error.to_string()),
+        _ => Ok(()),
+    }
+}
+
 impl Agent {
     /// Starts `vahti run` with JSON lines on this standard output.
-    pub(crate) fn start(stdout: Stdio) -> Result<Self, String> {
+    pub(crate) fn start(stdout: Stdio, keep: Keep) -> Result<Self, String> {
         let socket = std::env::temp_dir().join(format!("vahti-bench-{}.sock", std::process::id()));
+        let store = (keep == Keep::Store).then(|| {
+            let name = format!("bench-store-{}", std::process::id());
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../target").join(name)
+        });
+        remove(store.as_deref())?;
         let started = Instant::now();
         let child = Command::new(binary())
             .args(["run", "--format", "json", "--socket"])
             .arg(&socket)
+            .arg("--store")
+            .arg(store.as_deref().unwrap_or(Path::new("none")))
             .env("VAHTI_LOG", "error")
             .stdout(stdout)
             .spawn()
             .map_err(|e| format!("{}: {e}", binary().display()))?;
-        Ok(Agent { child, started, socket })
+        Ok(Agent { child, started, socket, store })
     }
 
     pub(crate) fn lines(&mut self) -> Result<BufReader<ChildStdout>, String> {
         self.child.stdout.take().map(BufReader::new).ok_or_else(|| "no output to read".into())
+    }
+
+    /// The folder of its store.
+    pub(crate) fn store(&self) -> Option<&Path> {
+        self.store.as_deref()
     }
 
     fn proc(&self, file: &str) -> PathBuf {
@@ -105,6 +134,7 @@ impl Agent {
         // SAFETY: no memory is involved; the pid is our own child's, not reaped yet.
         unsafe { libc::kill(pid, libc::SIGTERM) };
         let status = self.child.wait().map_err(|e| e.to_string())?;
+        remove(self.store.as_deref())?;
         if status.success() { Ok(()) } else { Err(format!("the agent ended with {status}")) }
     }
 }

@@ -24,6 +24,7 @@ pub(crate) struct Overrides {
     pub(crate) emit: Option<Vec<Emit>>,
     pub(crate) format: Option<Format>,
     pub(crate) log: Option<LogLevel>,
+    pub(crate) store: Option<PathBuf>,
 }
 
 /// An observer, by name.
@@ -100,6 +101,9 @@ pub(crate) fn resolve(
     if let Some(emit) = overrides.emit {
         config.emitters = named_apart(&emit);
     }
+    if let Some(store) = overrides.store {
+        config.store.path = Some(store);
+    }
     if let Some(log) = overrides.log {
         config.log = log;
     }
@@ -129,10 +133,15 @@ fn apply_environment(
         let value = environment(name).filter(|_| !loaded.sets(path));
         value.map(|value| text(name, value)).transpose()
     };
+    // A path may hold any bytes.
+    let store = environment("VAHTI_STORE").filter(|_| !loaded.sets("store.path"));
     let node_name = value("VAHTI_NODE_NAME", "node_name")?;
     let log = value("VAHTI_LOG", "log")?;
     let emit = value("VAHTI_EMIT", "emitters")?;
     let observers = value("VAHTI_OBSERVERS", "observers")?;
+    if let Some(store) = store {
+        loaded.config.store.path = Some(store.into());
+    }
     if let Some(name) = node_name {
         if !NODE_NAME.allows(&name) {
             let bound = Bound::Text(NODE_NAME).to_string();

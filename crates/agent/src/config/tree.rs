@@ -93,6 +93,11 @@ fn syntax_problem(error: &Error) -> Problem {
     // The location stands before the text already.
     let text = text.split(" at line ").next().unwrap_or(&text);
     let text = text.lines().next().unwrap_or(text);
+    if text.contains("multiple") && text.contains("document") {
+        let text =
+            "holds several documents (after a line of ---); a configuration is one".to_owned();
+        return Problem { at, text };
+    }
     // How the scanner says that flow_nesting_limit was passed.
     if text == "recursion limit exceeded" {
         let text = format!("has more than {MAX_DEPTH} levels, one within the other");

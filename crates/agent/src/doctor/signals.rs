@@ -40,17 +40,23 @@ const UNSEEN: Need = should(
     "a failure that the kernel shows to no program when it happens is not told",
 );
 
+const TAKEN: Need = should(
+    "connection_error",
+    "an error that its process takes before the socket is closed is inferred, and a failure that \
+     the kernel shows to no program is told when its socket is closed",
+);
+
 const SIGNALS: [Signal; 8] = [
     Signal {
         observer: "network",
         subtype: "connection_refused",
-        needs: &[END, OWNER, UNSEEN],
+        needs: &[END, OWNER, UNSEEN, TAKEN],
         accuracy: None,
     },
     Signal {
         observer: "network",
         subtype: "connection_timeout",
-        needs: &[END, OWNER, UNSEEN],
+        needs: &[END, OWNER, UNSEEN, TAKEN],
         accuracy: None,
     },
     Signal {
@@ -60,7 +66,11 @@ const SIGNALS: [Signal; 8] = [
             END,
             OWNER,
             UNSEEN,
-            should("connection_error", "what a firewall on this machine rejects is not told"),
+            should(
+                "connection_error",
+                "what a firewall on this machine rejects may be told with an error that is \
+                 inferred, or not at all",
+            ),
             should("route_v4", "IPv4 connections to where no route leads are not told"),
             should("route_v6", "IPv6 connections to where no route leads are not told"),
         ],
@@ -284,13 +294,17 @@ mod tests {
         let probes = Ok(probes(&network::PROBES, without("connection_error")));
         let reports = reports("network", &probes);
         let degraded: Vec<_> = reports.iter().filter(|r| r.state != State::Works).collect();
-        let [unreachable] = degraded.as_slice() else { panic!("{reports:#?}") };
+        let [refused, timeout, unreachable] = degraded.as_slice() else { panic!("{reports:#?}") };
+        assert_eq!(refused.signal, "connection_refused");
+        assert_eq!(timeout.signal, "connection_timeout");
         assert_eq!(unreachable.signal, "connection_unreachable");
-        assert_eq!(unreachable.state, State::Degraded);
+        assert!(degraded.iter().all(|r| r.state == State::Degraded));
+        let accuracy = refused.accuracy.as_deref().unwrap();
+        assert!(accuracy.starts_with("an error that its process takes "), "{accuracy}");
         assert_eq!(unreachable.why.as_deref(), Some("inet_sk_error_report: no such tracepoint"));
         assert_eq!(unreachable.remedy.as_deref(), Some("a kernel 5.14 or later, with BTF"));
         let accuracy = unreachable.accuracy.as_deref().unwrap();
-        assert!(accuracy.starts_with("what a firewall on this machine rejects is not told; "));
+        assert!(accuracy.starts_with("what a firewall on this machine rejects may be told with "));
     }
 
     #[test]

@@ -75,6 +75,7 @@ impl Agent {
             .arg("--config")
             .arg(&config)
             .args(start.arguments)
+            .env("VAHTI_STORE", folder.path().join("store"))
             .env_remove("VAHTI_OBSERVERS")
             .env_remove("VAHTI_EMIT")
             .stdin(Stdio::null())
@@ -128,8 +129,10 @@ impl Agent {
                 return false;
             }
             let ledger = self.ledger();
+            // What tells of a gap watches nothing.
             let proven = |o: &Value| {
-                o["records"]["received"].as_u64() > Some(1) && o["ring"]["in_ring"] == 0
+                o["observer"] == "agent"
+                    || o["records"]["received"].as_u64() > Some(1) && o["ring"]["in_ring"] == 0
             };
             if ledger["observers"]
                 .as_array()
@@ -164,6 +167,22 @@ impl Agent {
     /// Its control socket.
     pub(crate) fn socket(&self) -> PathBuf {
         self.folder.path().join("s")
+    }
+
+    /// What `vahti why` prints about an event, once it is committed.
+    pub(crate) fn why(&self, id: &Value) -> String {
+        let mut text = String::new();
+        let is_there = within(PATIENCE, || {
+            let output = Command::new(BINARY)
+                .args(["why", id.as_str().unwrap(), "--store"])
+                .arg(self.folder.path().join("store"))
+                .output()
+                .unwrap();
+            text = String::from_utf8(output.stdout).unwrap();
+            output.status.success()
+        });
+        assert!(is_there, "{id} is not in the store");
+        text
     }
 
     /// The ledger as `vahti ledger` has it.
@@ -229,6 +248,8 @@ impl Agent {
         self.readers.drain(..).for_each(|reader| reader.join().unwrap());
         let printed = std::mem::take(&mut *self.printed());
         assert_eq!(status.code(), Some(0), "{}", printed.log);
+        // The ledger once more, with all that the drain did.
+        assert!(!printed.log.contains("does not add up"), "{}", printed.log);
         Told { raw: printed.raw, events: printed.events }
     }
 

@@ -42,6 +42,16 @@ impl Container {
         Self::create(&["kubepods".to_owned(), "burstable".to_owned(), pod, id])
     }
 
+    /// Named as Docker does, with cgroups that it made below its own: in the
+    /// innermost its processes are.
+    pub(crate) fn with_services() -> Option<Self> {
+        let id = fresh_id();
+        let below = ["docker", &id, "init.scope", "sub"].map(str::to_owned);
+        let mut container = Self::create(&below)?;
+        container.id = id;
+        Some(container)
+    }
+
     /// Named as no runtime does.
     pub(crate) fn named(name: &str) -> Option<Self> {
         Self::create(&[name.to_owned()])
@@ -99,6 +109,11 @@ impl Container {
     /// Limits its memory.
     pub(crate) fn limit_memory(&self, bytes: u64) {
         self.limit(self.folder(), bytes);
+    }
+
+    /// Limits the memory of the cgroup so many above the innermost.
+    pub(crate) fn limit_memory_above(&self, levels: usize, bytes: u64) {
+        self.limit(self.folder().ancestors().nth(levels).unwrap(), bytes);
     }
 
     /// Limits the memory of what it is in.

@@ -13,6 +13,7 @@
 
 mod agent;
 mod container;
+mod durable;
 mod exits;
 mod names;
 mod namespace;

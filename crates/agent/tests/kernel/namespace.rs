@@ -18,12 +18,7 @@ impl Namespace {
     /// A fresh one with its loopback up. `None`, having said why, where the
     /// tools or rights are missing.
     pub(crate) fn new() -> Option<Self> {
-        for tool in ["ip", "nft"] {
-            if Command::new(tool).arg("-V").stdout(Stdio::null()).status().is_err() {
-                not_run(format!("there is no `{tool}`"));
-                return None;
-            }
-        }
+        has("ip")?;
         let mut command = Command::new("sleep");
         // SAFETY: both are async-signal-safe.
         unsafe {
@@ -72,6 +67,12 @@ impl Namespace {
     }
 }
 
+/// `None`, having said so, where there is no such tool.
+fn has(tool: &str) -> Option<()> {
+    let asked = Command::new(tool).arg("-V").stdout(Stdio::null()).status();
+    asked.map_err(|_| not_run(format!("there is no `{tool}`"))).is_ok().then_some(())
+}
+
 impl Drop for Namespace {
     fn drop(&mut self) {
         drop(self.holder.kill());
@@ -88,6 +89,12 @@ pub(crate) struct Cabled {
 }
 
 impl Cabled {
+    /// Such that [`FIREWALL`] works.
+    pub(crate) fn with_firewalls() -> Option<Self> {
+        has("nft")?;
+        Self::new()
+    }
+
     /// `None`, having said why, where it can't be made.
     pub(crate) fn new() -> Option<Self> {
         let cabled = Cabled { near: Namespace::new()?, far: Namespace::new()? };

@@ -127,6 +127,13 @@ fn a_container_out_of_memory_is_one_kill_with_the_kernel_logs_figures_and_the_ex
         assert_logged(kill, log, pid);
         assert_caused(kill, exit);
         assert_eq!(exit["process"]["pid"], pid);
+        let why = agent.why(&exit["id"]);
+        let lines: Vec<&str> = why.lines().collect();
+        let [cause, cause_id, effect, effect_id] = lines.as_slice() else { panic!("{why}") };
+        assert!(cause.contains(" oom kill: hungry["), "{why}");
+        assert!(effect.starts_with("└─ > ") && effect.contains(" container exit: "), "{why}");
+        let ids = [&kill["id"], &exit["id"]].map(|id| format!("id {}", id.as_str().unwrap()));
+        assert_eq!([cause_id.trim(), effect_id.trim()], ids, "{why}");
     }
     agent.ends();
 }
@@ -162,4 +169,32 @@ fn a_pod_out_of_memory_is_told_with_the_pods_limit_and_as_wider_than_the_contain
     assert_killed(kill, &container, pid, "cgroup");
     assert_logged(kill, log, pid);
     assert_caused(kill, exit);
+}
+
+#[test]
+fn whose_limit_it_was_is_told_also_while_others_give_memory_back() {
+    let Some(agent) = Agent::start() else { return };
+    let Some(container) = Container::with_services() else { return };
+    container.limit_memory_above(2, LIMIT);
+    let hungry = json!({"name": name(b"hungry"), "how": "hunger", "cgroup": container.folder(),
+                        "threads": 0});
+    // Many at once: each that is killed frees what the next is told of.
+    let mut crowd: Vec<Role> = (0..24).map(|_| Role::start("end", &hungry)).collect();
+    let mut pids = Vec::new();
+    for role in &mut crowd {
+        pids.push(role.tells()["pid"].as_u64().unwrap());
+        assert_eq!(role.tells()["status"], libc::SIGKILL);
+    }
+    let of_the_crowd = |event: &Value| {
+        event["subtype"] == "oom_kill" && pids.iter().any(|pid| event["process"]["pid"] == *pid)
+    };
+    agent.tells(24, of_the_crowd);
+    let told = agent.ends();
+    let kills = pick(&told, of_the_crowd);
+    assert_eq!(kills.len(), 24);
+    for kill in kills {
+        assert_eq!(kill["oom"]["scope"], "container", "{kill:#}");
+        assert_eq!(kill["memory"]["limit_bytes"], LIMIT, "{kill:#}");
+        assert_eq!(kill["container"]["id"], container.id, "{kill:#}");
+    }
 }

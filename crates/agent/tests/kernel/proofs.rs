@@ -9,6 +9,7 @@ use std::process::{Command, Stdio};
 use serde_json::{Value, json};
 
 use crate::agent::{Agent, BINARY, adds_up, members};
+use crate::namespace::Namespace;
 use crate::network::{ClosedPort, of};
 use crate::role::Role;
 use vahti_runtime::testing::not_run;
@@ -89,7 +90,7 @@ fn a_promise_hides_what_fails_for_its_own_process_while_it_holds() {
     let mut role = Role::start(
         "promise",
         &json!({"uid": 0, "socket": agent.socket(),
-                "during": during.address.port(), "after": after.address.port()}),
+                "during": during.address, "after": after.address}),
     );
     let pid = role.pid();
     assert_eq!(role.tells(), json!({"proving": pid}));
@@ -100,6 +101,28 @@ fn a_promise_hides_what_fails_for_its_own_process_while_it_holds() {
 }
 
 #[test]
+fn a_promise_hides_where_no_route_leads_as_well_while_it_holds() {
+    let Some(agent) = Agent::start() else { return };
+    let Some(lonely) = Namespace::new() else { return };
+    for [during, after] in
+        [["203.0.113.4:4711", "203.0.113.4:4712"], ["[2001:db8:2::4]:4711", "[2001:db8:2::4]:4712"]]
+    {
+        let arguments =
+            json!({"uid": 0, "socket": agent.socket(), "during": during, "after": after});
+        let mut role = Role::start_in(&lonely, "promise", &arguments);
+        let pid = role.pid();
+        assert_eq!(role.tells(), json!({"proving": pid}));
+        assert!(role.ends().success());
+        agent.tells(1, of(pid));
+        let events = agent.events(of(pid));
+        assert_eq!(events.len(), 1, "the other was announced: {events:#?}");
+        assert_eq!(events[0]["subtype"], "connection_unreachable", "{events:#?}");
+        assert_eq!(events[0]["network"]["peer"]["port"], 4712, "{events:#?}");
+    }
+    drop(agent.ends());
+}
+
+#[test]
 fn neither_another_user_nor_another_process_can_hide_what_fails() {
     let Some(agent) = Agent::start() else { return };
     let promise = |uid: u32, tgid: Option<u32>| {
@@ -107,7 +130,7 @@ fn neither_another_user_nor_another_process_can_hide_what_fails() {
         let mut role = Role::start(
             "promise",
             &json!({"uid": uid, "tgid": tgid, "socket": agent.socket(),
-                    "during": during.address.port(), "after": after.address.port()}),
+                    "during": during.address, "after": after.address}),
         );
         let pid = role.pid();
         let why = role.tells()["error"].as_str().unwrap_or("nothing").to_owned();
@@ -137,7 +160,7 @@ fn who_has_the_id_of_a_process_that_died_while_it_made_proofs_hides_nothing() {
     assert_eq!(role.tells(), json!({"proving": pid}));
     assert!(role.dies().success());
     // A child of it holds the connection still, so its id alone is marked.
-    let arguments = json!({"pid": pid, "after": after.address.port()});
+    let arguments = json!({"pid": pid, "after": after.address});
     let mut role = Role::start("take over", &arguments);
     let outcome = role.tells();
     assert!(role.ends().success());

@@ -7,11 +7,14 @@ use crate::namespace::{Cabled, FIREWALL};
 use crate::network::{name, of, pick};
 use crate::role::Role;
 
+/// Of each family.
+const COUNT: u64 = 1000;
+
 const PEERS: [&str; 2] = ["192.0.2.2:4711", "[2001:db8::2]:4711"];
 
 /// A cable behind which nobody answers.
 fn silence(syn_retries: u32) -> Option<Cabled> {
-    let cabled = Cabled::new()?;
+    let cabled = Cabled::with_firewalls()?;
     cabled.far.sh(&format!("{FIREWALL} nft add rule inet test in tcp dport 4711 drop"));
     cabled.near.sh(&format!("echo {syn_retries} > /proc/sys/net/ipv4/tcp_syn_retries"));
     Some(cabled)
@@ -24,20 +27,20 @@ fn connect(cabled: &Cabled, peer: &str, count: u64, how: &str) -> Role {
 }
 
 #[test]
-fn a_thousand_connections_that_nobody_answers_are_a_thousand_timeouts() {
+fn a_thousand_connections_of_each_family_that_nobody_answers_are_a_thousand_timeouts() {
     let Some(agent) = Agent::start() else { return };
     let Some(cabled) = silence(1) else { return };
-    let clients = PEERS.map(|peer| (peer, connect(&cabled, peer, 500, "poll")));
+    let clients = PEERS.map(|peer| (peer, connect(&cabled, peer, COUNT, "poll")));
     let clients = clients.map(|(peer, client)| {
         let pid = client.pid();
-        assert_eq!(client.outcomes(), [("ETIMEDOUT".to_owned(), 500)].into());
-        agent.tells(500, of(pid));
+        assert_eq!(client.outcomes(), [("ETIMEDOUT".to_owned(), COUNT)].into());
+        agent.tells(COUNT, of(pid));
         (peer, pid)
     });
     let told = agent.ends();
     for (peer, pid) in clients {
         let events = pick(&told, of(pid));
-        assert_eq!(occurrences(events.iter().copied()), 500);
+        assert_eq!(occurrences(events.iter().copied()), COUNT);
         for event in &events {
             assert_timeout(event, peer);
         }
@@ -66,9 +69,9 @@ fn a_client_that_gives_up_at_once_is_no_event() {
     let Some(agent) = Agent::start() else { return };
     let Some(cabled) = silence(6) else { return };
     let impatient = PEERS.map(|peer| {
-        let client = connect(&cabled, peer, 500, "give up");
+        let client = connect(&cabled, peer, COUNT, "give up");
         let pid = client.pid();
-        assert_eq!(client.outcomes(), [("gave up".to_owned(), 500)].into());
+        assert_eq!(client.outcomes(), [("gave up".to_owned(), COUNT)].into());
         pid
     });
     // One more, which is told: those before it would have been by then.

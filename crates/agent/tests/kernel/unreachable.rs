@@ -41,10 +41,12 @@ fn find_told(agent: Agent, cases: Vec<Case<'_>>) {
         for (how, count) in ["poll", "block"].into_iter().zip(case.counts) {
             let arguments = json!({"name": name(b"seeker"), "peers": case.peers, "how": how,
                                    "count": count, "at_once": 10});
-            let pid = made(case, how, count, &arguments);
-            agent.tells(count, of(pid));
-            expected.insert(pid, (count, case));
+            expected.insert(made(case, how, count, &arguments), (count, case));
         }
+    }
+    // All at the end: each summary takes a second to come.
+    for (pid, (count, _)) in &expected {
+        agent.tells(*count, of(*pid));
     }
     let told = agent.ends();
     for (pid, (count, case)) in expected {
@@ -107,12 +109,13 @@ fn what_the_routing_table_refuses_is_unreachable() {
              ip -6 route add $kind 2001:db8:2::$n
          done");
     let to = |peer: &str, error| Case::new(&lonely, peer, error);
+    let thousand = |peer: &str, error| Case { counts: [500, 500], ..to(peer, error) };
     let cases = vec![
-        to("203.0.113.1:4711", "EHOSTUNREACH"),
+        thousand("203.0.113.1:4711", "EHOSTUNREACH"),
         to("203.0.113.2:4711", "EACCES"),
         to("203.0.113.3:4711", "EINVAL"),
         to("203.0.113.4:4711", "ENETUNREACH"),
-        to("[2001:db8:2::1]:4711", "EHOSTUNREACH"),
+        thousand("[2001:db8:2::1]:4711", "EHOSTUNREACH"),
         to("[2001:db8:2::2]:4711", "EACCES"),
         to("[2001:db8:2::3]:4711", "EINVAL"),
         to("[2001:db8:2::4]:4711", "ENETUNREACH"),
@@ -156,7 +159,7 @@ fn rejected(near: &Namespace) -> Vec<Case<'_>> {
 #[test]
 fn what_a_distant_firewall_rejects_is_unreachable() {
     let Some(agent) = Agent::start() else { return };
-    let Some(cabled) = Cabled::new() else { return };
+    let Some(cabled) = Cabled::with_firewalls() else { return };
     cabled.far.sh(&rejecting("in"));
     find_told(agent, rejected(&cabled.near));
 }
@@ -164,7 +167,7 @@ fn what_a_distant_firewall_rejects_is_unreachable() {
 #[test]
 fn what_a_firewall_of_this_machine_rejects_is_unreachable() {
     let Some(agent) = Agent::start() else { return };
-    let Some(cabled) = Cabled::new() else { return };
+    let Some(cabled) = Cabled::with_firewalls() else { return };
     cabled.near.sh(&rejecting("out"));
     find_told(agent, rejected(&cabled.near));
 }

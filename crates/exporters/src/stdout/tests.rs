@@ -25,6 +25,12 @@ fn reading(mut reader: PipeReader) -> thread::JoinHandle<String> {
 }
 
 #[test]
+fn its_reader_is_waited_for_and_nobody_takes_over() {
+    // A second one would write into the middle of a line of the first.
+    assert!(piped().0.waits_for_reader());
+}
+
+#[test]
 fn a_program_that_reads_gets_json_lines() {
     let (mut emitter, reader) = piped();
     let text = reading(reader);

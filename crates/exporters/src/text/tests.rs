@@ -170,3 +170,22 @@ fn nothing_is_smuggled_in_and_colour_is_only_the_severitys() {
     let coloured = String::from_utf8(coloured).unwrap();
     assert_eq!(coloured.replace("\x1b[33mwarning\x1b[0m", "warning"), plain);
 }
+
+#[test]
+fn a_gap_says_how_long_nobody_watched_and_when() {
+    const SECOND: u64 = 1_000_000_000;
+    let line_of = |seconds| {
+        let from_ns = 1_780_000_000 * SECOND;
+        let gap = Gap { from_ns, to_ns: from_ns + seconds * SECOND };
+        line(&Event { data: EventData::Gap(gap), ..Event::new(&AGENT_GAP, Severity::Error) })
+    };
+    assert_eq!(
+        line_of(12),
+        "1970-01-01T00:00:00.000Z error gap: the agent was not watching for 12 s: it ended \
+         uncleanly (2026-05-28T20:26:40.000Z to 2026-05-28T20:26:52.000Z)\n"
+    );
+    for (seconds, text) in [(0, "0.0 s"), (119, "119 s"), (120, "2 min"), (90_000, "25 h 0 min")] {
+        let line = line_of(seconds);
+        assert!(line.contains(&format!("not watching for {text}: ")), "{line}");
+    }
+}

@@ -60,8 +60,10 @@ abi_struct! {
         oom_score_adj: i16,
         /// [`SCOPE_CGROUP`], or the whole system.
         scope: u8,
+        /// How far above the victim's cgroup the one at its limit is.
+        scope_levels: u8,
         /// Zero.
-        reserved: [u8; 3],
+        reserved: [u8; 2],
         /// Bytes of cgroup path that follow.
         path_len: u16,
         /// Zero.

@@ -259,7 +259,48 @@ static __always_inline int fill_if_at_limit(struct container_oom_kill *kill, str
 	return 1;
 }
 
-/* Finds whose memory had run out: the nearest cgroup, from the victim's upwards, that is at its limit. */
+static __always_inline struct mem_cgroup *memcg_above(struct mem_cgroup *memcg)
+{
+	struct page_counter *parent = read(memcg->memory.parent);
+
+	return parent ? (void *)parent - offset_in_memcg(memory) : 0;
+}
+
+static __always_inline void fill_scope(struct container_oom_kill *kill, struct mem_cgroup *memcg, int levels)
+{
+	kill->scope = VAHTI_OOM_SCOPE_CGROUP;
+	kill->scope_cgroup_id = cgroup_id(read(memcg->css.cgroup));
+	kill->scope_levels = levels;
+}
+
+/*
+ * The kernel holds oom_lock of the cgroup whose memory ran out, and of all below it, while it kills in
+ * there: the topmost of them, from the victim's upwards, is the one. What is in use may be far below the
+ * limit by then: others that were killed just before have given memory back. Needs oom_lock.
+ */
+static __always_inline int fill_locked(struct container_oom_kill *kill, struct mem_cgroup *memcg)
+{
+	struct mem_cgroup *locked = 0;
+	int levels = 0;
+
+	if (!field_exists(memcg->oom_lock))
+		return 0;
+	for (int i = 0; i < ANCESTORS; i++) {
+		if (!memcg || !read(memcg->oom_lock))
+			break;
+		locked = memcg;
+		levels = i;
+		memcg = memcg_above(memcg);
+	}
+	if (!locked)
+		return 0;
+	if (!fill_if_at_limit(kill, locked))
+		fill_counter(kill, &locked->memory);
+	fill_scope(kill, locked, levels);
+	return 1;
+}
+
+/* Finds whose memory had run out; without oom_lock, the nearest from the victim's upwards that is at its limit. */
 static __always_inline void fill_memory(struct container_oom_kill *kill, struct task_struct *victim)
 {
 	struct mem_cgroup *memcg = (void *)memory_css(victim) - offset_in_memcg(css);
@@ -267,17 +308,17 @@ static __always_inline void fill_memory(struct container_oom_kill *kill, struct 
 	fill_counter(kill, &memcg->memory);
 	kill->scope = VAHTI_OOM_SCOPE_SYSTEM;
 	kill->scope_cgroup_id = 0;
+	kill->scope_levels = 0;
+	if (fill_locked(kill, memcg))
+		return;
 	for (int i = 0; i < ANCESTORS; i++) {
-		struct page_counter *parent = read(memcg->memory.parent);
-
+		if (!memcg)
+			return;
 		if (fill_if_at_limit(kill, memcg)) {
-			kill->scope = VAHTI_OOM_SCOPE_CGROUP;
-			kill->scope_cgroup_id = cgroup_id(read(memcg->css.cgroup));
+			fill_scope(kill, memcg, i);
 			return;
 		}
-		if (!parent)
-			return;
-		memcg = (void *)parent - offset_in_memcg(memory);
+		memcg = memcg_above(memcg);
 	}
 }
 

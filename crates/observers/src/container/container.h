@@ -35,7 +35,8 @@ struct container_oom_kill {
 	u32 trigger_tgid;
 	s16 oom_score_adj;
 	u8 scope;
-	u8 reserved[3];
+	u8 scope_levels; /* how far above the victim's cgroup the one at its limit is */
+	u8 reserved[2];
 	u16 path_len;
 	u32 reserved2;
 	/* path_len bytes of the victim's cgroup path follow */
@@ -54,7 +55,8 @@ VAHTI_OFFSET(container_oom_kill, trigger_comm, 136);
 VAHTI_OFFSET(container_oom_kill, trigger_tgid, 152);
 VAHTI_OFFSET(container_oom_kill, oom_score_adj, 156);
 VAHTI_OFFSET(container_oom_kill, scope, 158);
-VAHTI_OFFSET(container_oom_kill, reserved, 159);
+VAHTI_OFFSET(container_oom_kill, scope_levels, 159);
+VAHTI_OFFSET(container_oom_kill, reserved, 160);
 VAHTI_OFFSET(container_oom_kill, path_len, 162);
 VAHTI_OFFSET(container_oom_kill, reserved2, 164);
 

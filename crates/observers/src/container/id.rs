@@ -31,6 +31,8 @@ pub struct ContainerId<'a> {
     /// Whether the path goes on below the container's own cgroup, as a
     /// service's does where systemd runs in a container.
     pub is_below: bool,
+    /// How many levels the path goes on below the container's own cgroup.
+    pub levels_below: u8,
 }
 
 /// What runtimes call the cgroup that they make below a container's for all
@@ -56,7 +58,7 @@ pub fn classify(path: &[u8]) -> Class<'_> {
     // Within a cgroup namespace a path may climb: /../../docker/...
     let names = || path.split('/').filter(|name| !name.is_empty() && *name != "..");
     let mut unknown = false;
-    let (mut levels_below, mut first_below) = (0, "");
+    let (mut levels_below, mut first_below) = (0_u8, "");
     // The innermost container is the one: containers run in containers (kind),
     // and have cgroups of their own below (systemd in a container).
     let mut inner = names().rev().peekable();
@@ -68,13 +70,19 @@ pub fn classify(path: &[u8]) -> Class<'_> {
                 let pod_uid = names().rev().find_map(pod_uid);
                 let is_payload = levels_below == 1 && PAYLOADS.contains(&first_below);
                 let is_below = levels_below > 0 && !is_payload;
-                return Class::Container(ContainerId { id, runtime, pod_uid, is_below });
+                return Class::Container(ContainerId {
+                    id,
+                    runtime,
+                    pod_uid,
+                    is_below,
+                    levels_below,
+                });
             }
             Some(Found::Monitor) => return Class::Monitor,
             Some(Found::Unknown) => unknown = true,
             None => {}
         }
-        (levels_below, first_below) = (levels_below + 1, name);
+        (levels_below, first_below) = (levels_below.saturating_add(1), name);
     }
     if unknown { Class::Unknown } else { Class::Host }
 }

@@ -140,15 +140,16 @@ fn give_home(event: &mut Event, named: Named) {
     event.unresolved = named.unresolved.map(|reason| Unresolved { reason });
 }
 
-/// A limit of the victim's own cgroup is its container's, also where that
-/// cgroup is one that the container made below its own. One further up is not:
-/// it may be a pod's or a slice's, and the record does not say how far up.
+/// A limit of the container's own cgroup, or of one that the container made
+/// below it, is the container's. One further up is not: it may be a pod's or a
+/// slice's.
 fn scope_of(kill: &OomKill, named: &Named) -> OomScope {
     if kill.scope != SCOPE_CGROUP {
         return OomScope::System;
     }
     match named.container {
         Some(_) if kill.scope_cgroup_id == kill.victim.cgroup_id => OomScope::Container,
+        Some(_) if (1..=named.levels_below).contains(&kill.scope_levels) => OomScope::Container,
         _ => OomScope::Cgroup,
     }
 }

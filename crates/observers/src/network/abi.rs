@@ -31,13 +31,11 @@ pub mod slot {
     pub const ROUTE_V6: u32 = abi_constant!(FILE, "VAHTI_SLOT_ROUTE_V6") as u32;
 }
 
-/// How the owner of a socket was learned.
+/// How the owner of a socket was learned; 0 where it was not.
 pub mod owner_kind {
     use super::FILE;
     use vahti_ebpf::abi_constant;
 
-    /// It was not.
-    pub const UNKNOWN: u8 = abi_constant!(FILE, "VAHTI_OWNER_UNKNOWN") as u8;
     /// It called connect().
     pub const CONNECT: u8 = abi_constant!(FILE, "VAHTI_OWNER_CONNECT") as u8;
     /// It received from the accepted socket.

@@ -55,7 +55,7 @@ pub const PROBES: [Probe; 7] = [
     Probe {
         program: "connection_error",
         tracepoint: "inet_sk_error_report",
-        signal: "connections that a firewall on this machine rejects",
+        signal: "errors that processes take before their sockets are closed",
         since: KernelVersion(5, 14),
         slot: slot::ERROR,
     },

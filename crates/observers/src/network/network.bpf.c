@@ -496,6 +496,7 @@ static __always_inline void tell_refused(struct network_connection *c, union flo
 	struct record *record = (void *)c;
 
 	c->peer_port = big_endian(read(uli->ports.dport));
+	c->header.flags = proof_flag(c);
 	u32 len = append_path(&c->header, record->path, c->owner.cgroup_id);
 	c->path_len = len;
 	submit(&ring, slot, &c->header, VAHTI_KIND_CONNECTION_END, sizeof(*c) + len);

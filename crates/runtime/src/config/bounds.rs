@@ -230,11 +230,11 @@ impl Checked {
         self.row(key, Bound::Duration(low, high), value.into(), is_good, HumanDuration::to_string);
     }
 
-    /// A size; its bounds in bytes.
-    pub fn size(&mut self, key: &str, value: ByteSize, low: u64, high: u64) {
+    /// A size that may be left out; its bounds in bytes.
+    pub fn size(&mut self, key: &str, value: impl Into<Option<ByteSize>>, low: u64, high: u64) {
         let (low, high) = (ByteSize(low), ByteSize(high));
         let is_good = |value: &ByteSize| (low..=high).contains(value);
-        self.row(key, Bound::Size(low, high), Some(value), is_good, ByteSize::to_string);
+        self.row(key, Bound::Size(low, high), value.into(), is_good, ByteSize::to_string);
     }
 
     /// A list's length.

@@ -6,30 +6,24 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{EmitterConfig, EmitterFactory, EmitterState, Shared};
+use super::seat::{InHand, Inheritance};
+use super::sender::Sender;
+use super::{EmitterState, Shared};
 use crate::backoff::{Jitter, emit_delay};
-use crate::clock::boot_now_ns;
-use crate::emitter::{Delivery, EmitOutcome, EventEmitter};
+use crate::emitter::{Delivery, EmitOutcome};
 use crate::event::{Event, Priority};
-use crate::lane::{Lane, Settlement};
+use crate::lane::{Lane, Room, Settlement};
 use crate::ledger::{DropReason, Tally};
-use crate::panic::{
-    ContainError, Foreign, Panicked, contain, contain_future, contain_with_timeout,
-};
 
 pub(super) struct Worker {
     shared: Arc<Shared>,
-    factory: EmitterFactory,
-    /// `None` after a panic, until it could be made anew.
-    emitter: Option<Foreign<Box<dyn EventEmitter>>>,
-    config: EmitterConfig,
-    critical: bool,
-    max_batch: usize,
-    min_batch: usize,
+    sender: Sender,
+    /// What it took over, until it has come to it.
+    inheritance: Option<Inheritance>,
     lanes: Vec<Arc<Lane>>,
     lanes_version: u64,
     /// Which lane is served first next time.
-    turn: usize,
+    first_lane: usize,
     batch: Batch,
     /// Memory on its way back to the observers.
     spare: Vec<Arc<Event>>,
@@ -50,46 +44,54 @@ struct Batch {
 }
 
 impl Worker {
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        factory: EmitterFactory,
-        emitter: Box<dyn EventEmitter>,
-        config: EmitterConfig,
-    ) -> Result<Self, Panicked> {
-        let (critical, max_batch, min_batch) = contain("emitter settings", || {
-            (emitter.is_critical(), emitter.max_batch(), emitter.min_batch())
-        })?;
-        let jitter = Jitter::new(&shared.name);
-        let over = shared.over.subscribe();
-        Ok(Worker {
+    /// One that goes on with what another was left behind with, if that is
+    /// given.
+    pub(super) fn new(sender: Sender, inheritance: Option<Inheritance>) -> Self {
+        let shared = Arc::clone(&sender.shared);
+        Worker {
+            jitter: Jitter::new(&shared.name),
+            over: shared.over.subscribe(),
             shared,
-            factory,
-            emitter: Some(Foreign::new(emitter)),
-            config,
-            critical,
-            max_batch: max_batch.max(1),
-            min_batch: min_batch.clamp(1, max_batch.max(1)),
+            sender,
+            inheritance,
             lanes: Vec::new(),
             lanes_version: 0,
-            turn: 0,
+            first_lane: 0,
             batch: Batch::default(),
             spare: Vec::new(),
             given_up_in_row: 0,
-            jitter,
-            over,
-        })
+        }
     }
 
     pub(super) async fn run(mut self) {
+        if self.work().await {
+            self.sender.close().await;
+        } else {
+            let sender = self.sender;
+            drop((self.batch, self.spare));
+            sender.come_back();
+        }
+    }
+
+    /// Works until the end; `false` if it was left behind meanwhile.
+    async fn work(&mut self) -> bool {
+        self.look_for_lanes();
+        if let Some(inheritance) = self.inheritance.take()
+            && !self.take_up(inheritance).await
+        {
+            return false;
+        }
         loop {
             self.look_for_lanes();
             self.gather_with_patience().await;
             if !self.batch.events.is_empty() {
-                self.deliver().await;
+                if !self.deliver(0).await {
+                    return false;
+                }
                 continue;
             }
             if self.is_over() {
-                break;
+                return true;
             }
             let shared = Arc::clone(&self.shared);
             let known = self.lanes_version;
@@ -100,7 +102,19 @@ impl Worker {
             };
             self.shared.bell.wait(has_news).await;
         }
-        self.close().await;
+    }
+
+    /// Goes on with what somebody else was left behind with, not at once.
+    async fn take_up(&mut self, inheritance: Inheritance) -> bool {
+        self.given_up_in_row = inheritance.row - 1;
+        let Some(InHand { events, from, mut epochs, failures }) = inheritance.in_hand else {
+            self.hold_back(None).await;
+            return true;
+        };
+        // Lanes are only ever added, at the end.
+        epochs.resize(self.lanes.len(), 0);
+        self.batch = Batch { events, from, epochs };
+        if self.tries_again(failures, None).await { self.deliver(failures + 1).await } else { true }
     }
 
     fn is_over(&self) -> bool {
@@ -119,14 +133,12 @@ impl Worker {
     /// Takes what is there; an emitter whose requests are dear waits for more,
     /// `drain_interval` at the longest.
     async fn gather_with_patience(&mut self) {
-        let patient = self.min_batch > 1 && !*self.shared.ending.borrow();
-        let waiting = if patient { self.shared.waiting() } else { 0 };
-        if waiting > 0 && waiting < self.min_batch {
-            let until = tokio::time::Instant::now() + self.config.drain_interval;
+        let patient = self.shared.parts.min_batch > 1 && !*self.shared.ending.borrow();
+        if patient && self.shared.has_work() && !self.shared.has_enough() {
+            let until = tokio::time::Instant::now() + self.shared.parts.config.drain_interval;
             let shared = Arc::clone(&self.shared);
-            let enough = self.min_batch;
             let full = async {
-                while shared.waiting() < enough && !*shared.ending.borrow() {
+                while !shared.has_enough() && !*shared.ending.borrow() {
                     let before = shared.waiting();
                     shared.bell.wait(|| shared.waiting() != before).await;
                 }
@@ -144,18 +156,23 @@ impl Worker {
         let lanes = self.lanes.len();
         epochs.clear();
         epochs.resize(lanes, 0);
+        let mut bytes = self.shared.parts.config.max_batch_bytes;
         for priority in Priority::ALL {
             for offset in 0..lanes {
-                let room = self.max_batch - events.len();
+                let room = self.shared.parts.max_batch - events.len();
                 if room == 0 {
                     break;
                 }
-                let index = (self.turn + offset) % lanes;
+                let index = (self.first_lane + offset) % lanes;
                 // A fair share of what is left, so that a noisy observer can't
                 // keep another out of the batch.
-                let share = room.div_ceil(lanes - offset);
+                let share = Room {
+                    items: room.div_ceil(lanes - offset),
+                    bytes: bytes.div_ceil(lanes - offset),
+                };
                 let before = events.len();
-                let epoch = self.lanes[index].take(priority, share, events);
+                let (epoch, taken_bytes) = self.lanes[index].take(priority, share, events);
+                bytes -= taken_bytes;
                 let taken = events.len() - before;
                 if taken > 0 {
                     // Once a lane was given up, nothing more comes from it.
@@ -164,42 +181,56 @@ impl Worker {
                 }
             }
         }
-        self.turn = if lanes == 0 { 0 } else { (self.turn + 1) % lanes };
+        self.first_lane = if lanes == 0 { 0 } else { (self.first_lane + 1) % lanes };
     }
 
-    /// Emits the batch until nothing of it is left.
-    async fn deliver(&mut self) {
-        let mut failures = 0u32;
+    /// Emits the batch until nothing of it is left; `false` if it was left
+    /// behind meanwhile.
+    async fn deliver(&mut self, mut failures: u32) -> bool {
         loop {
-            let outcome = self.emit().await;
-            let (hint, reason) = self.account(outcome);
+            let in_hand = self.shared.parts.critical.then(|| InHand {
+                events: self.batch.events.clone(),
+                from: self.batch.from.clone(),
+                epochs: self.batch.epochs.clone(),
+                failures,
+            });
+            let Some(answer) = self.sender.emit(&self.batch.events, in_hand).await else {
+                return false;
+            };
+            let (hint, reason) = self.account(answer.outcome);
             if self.batch.events.is_empty() {
                 self.given_up_in_row = 0;
                 self.note(reason);
-                return;
+                return true;
             }
             let reason = reason.unwrap_or_else(|| "no reason given".to_owned());
             self.shared.set_state(EmitterState::Failing(reason));
-            let retries = if self.critical { self.config.max_retries } else { 0 };
-            if failures >= retries {
-                let why = if self.critical {
-                    DropReason::RetriesExhausted
-                } else {
-                    DropReason::TriedOnce
-                };
-                self.drop_rest(why);
-                self.hold_back(hint).await;
-                return;
+            if !self.tries_again(failures, hint).await {
+                return true;
             }
-            failures += 1;
-            let delay = emit_delay(failures, hint, &mut self.jitter);
-            if self.sleep_unless_over(delay).await {
-                // What is in flight was given up and counted already.
-                self.batch.events.clear();
-                self.batch.from.clear();
-                return;
-            }
+            failures = failures.saturating_add(1);
         }
+    }
+
+    /// Waits until the batch may be tried again, after it had failed this often
+    /// before and has now once more; `false` if nothing of it is left to try.
+    async fn tries_again(&mut self, failures: u32, hint: Option<Duration>) -> bool {
+        let critical = self.shared.parts.critical;
+        let retries = if critical { self.shared.parts.config.max_retries } else { 0 };
+        if failures >= retries {
+            let why = if critical { DropReason::RetriesExhausted } else { DropReason::TriedOnce };
+            self.drop_rest(why);
+            self.hold_back(hint).await;
+            return false;
+        }
+        let delay = emit_delay(failures.saturating_add(1), hint, &mut self.jitter);
+        if self.sleep_unless_over(delay).await {
+            // What is in flight was given up and counted already.
+            self.batch.events.clear();
+            self.batch.from.clear();
+            return false;
+        }
+        true
     }
 
     /// The breaker: after a batch that was given up, nothing is taken from the
@@ -226,48 +257,6 @@ impl Worker {
         tokio::time::timeout(delay, over).await.is_ok()
     }
 
-    async fn emit(&mut self) -> EmitOutcome {
-        let Some(mut emitter) = self.emitter.take().or_else(|| self.make_anew()) else {
-            let reason = "it panicked and could not be made anew".to_owned();
-            return EmitOutcome::Retryable { reason, retry_after: None };
-        };
-        let limit = self.config.emit_timeout;
-        let batch = &self.batch.events;
-        self.shared.emitting_since_ns.store(boot_now_ns(), Ordering::Relaxed);
-        let result = contain_with_timeout(&self.shared.name, limit, |_| emitter.emit(batch)).await;
-        self.shared.emitting_since_ns.store(0, Ordering::Relaxed);
-        match result {
-            Ok(outcome) => {
-                self.emitter = Some(emitter);
-                outcome
-            }
-            Err(error) => {
-                let reason = error.to_string();
-                match error {
-                    // State is never used again after a panic.
-                    ContainError::Panicked(panicked) => {
-                        self.shared.panics.fetch_add(1, Ordering::Relaxed);
-                        tracing::error!(emitter = %self.shared.name, error = %panicked, "made anew");
-                        drop(emitter);
-                        self.emitter = self.make_anew();
-                    }
-                    ContainError::TimedOut { .. } => self.emitter = Some(emitter),
-                }
-                EmitOutcome::Retryable { reason, retry_after: None }
-            }
-        }
-    }
-
-    fn make_anew(&self) -> Option<Foreign<Box<dyn EventEmitter>>> {
-        match contain("emitter factory", &self.factory) {
-            Ok(fresh) => Some(Foreign::new(fresh)),
-            Err(again) => {
-                tracing::error!(emitter = %self.shared.name, error = %again, "can't be made anew");
-                None
-            }
-        }
-    }
-
     /// Accounts for what the emitter answered; what may be tried again stays
     /// in the batch. Returns the hint, and why something did not arrive.
     fn account(&mut self, outcome: EmitOutcome) -> (Option<Duration>, Option<String>) {
@@ -280,7 +269,7 @@ impl Worker {
             EmitOutcome::Retryable { reason, retry_after } => {
                 return (retry_after, Some(reason));
             }
-            EmitOutcome::Rejected { reason } => {
+            EmitOutcome::Rejected { reason } | EmitOutcome::TooLarge { reason } => {
                 self.settle_all(|settlement| &mut settlement.rejected, DropReason::Closed);
                 return (None, Some(reason));
             }
@@ -363,26 +352,5 @@ impl Worker {
                 lane.settle(*epoch, settlement, reason);
             }
         }
-    }
-
-    async fn close(mut self) {
-        let result = match &mut self.emitter {
-            Some(emitter) => match contain("emitter close", || emitter.close()) {
-                Ok(future) => contain_future("emitter close", future).await,
-                Err(panicked) => Err(panicked),
-            },
-            None => Ok(Ok(())),
-        };
-        match result {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => {
-                tracing::warn!(emitter = %self.shared.name, %error, "could not be closed");
-            }
-            Err(panicked) => {
-                tracing::error!(emitter = %self.shared.name, error = %panicked, "panicked");
-            }
-        }
-        self.shared.set_state(EmitterState::Ended);
-        self.shared.ended.send_replace(true);
     }
 }

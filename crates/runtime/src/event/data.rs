@@ -79,6 +79,46 @@ pub fn escape(bytes: &[u8]) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
+/// The bytes that [`escape`] was given; `None` for a text that it never makes,
+/// with a backslash that neither another one nor `xNN` follows.
+///
+/// ```
+/// use vahti_runtime::event::{escape, unescape};
+/// let name = b"a\x1b[31m\\\xff";
+/// assert_eq!(unescape(&escape(name)).as_deref(), Some(&name[..]));
+/// assert_eq!(unescape(r"a\n"), None);
+/// ```
+#[must_use]
+pub fn unescape(text: &str) -> Option<Cow<'_, [u8]>> {
+    if !text.contains('\\') {
+        return Some(Cow::Borrowed(text.as_bytes()));
+    }
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    loop {
+        rest = match rest {
+            [] => return Some(Cow::Owned(bytes)),
+            [b'\\', b'\\', rest @ ..] => {
+                bytes.push(b'\\');
+                rest
+            }
+            [b'\\', b'x', high, low, rest @ ..] => {
+                bytes.push(nibble(*high)? << 4 | nibble(*low)?);
+                rest
+            }
+            [b'\\', ..] => return None,
+            [byte, rest @ ..] => {
+                bytes.push(*byte);
+                rest
+            }
+        };
+    }
+}
+
+fn nibble(digit: u8) -> Option<u8> {
+    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
+}
+
 /// Shows text made by a program, such as an error's message, so that it can
 /// do no harm: as [`escape`] does, but a backslash stays as it is, so that a
 /// name inside it that was escaped before is not escaped twice.
@@ -277,6 +317,29 @@ pub struct Exit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Signal(pub u8);
 
+/// The time in which the agent was not watching, as it had ended uncleanly.
+///
+/// What happened between the two moments was not seen, so that nobody takes
+/// silence for health.
+///
+/// ```
+/// use vahti_runtime::event::{AGENT_GAP, Event, EventData, Gap, Severity, to_json_line};
+/// let gap = Gap { from_ns: 0, to_ns: 12_000_000_000 };
+/// let event = Event { data: EventData::Gap(gap), ..Event::new(&AGENT_GAP, Severity::Error) };
+/// let mut line = Vec::new();
+/// to_json_line(&event, &mut line);
+/// assert!(String::from_utf8(line)?.contains(r#""to":"1970-01-01T00:00:12.000000000Z""#));
+/// # Ok::<(), std::string::FromUtf8Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Gap {
+    /// When the agent is last known to have watched, wall clock, nanoseconds
+    /// since 1970.
+    pub from_ns: u64,
+    /// When it watched again, wall clock, nanoseconds since 1970.
+    pub to_ns: u64,
+}
+
 /// A value of a custom event's attribute.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
@@ -316,6 +379,8 @@ pub enum EventData {
     OomKill(OomKill),
     /// The end of a process.
     Exit(Exit),
+    /// A time in which the agent was not watching.
+    Gap(Gap),
     /// Whatever an observer by others says.
     Custom(Box<Custom>),
 }

@@ -14,18 +14,22 @@
 //! * `sampling.threshold` is OpenTelemetry's `th`: the 56-bit threshold in
 //!   hexadecimal without its trailing zeros, absent where nothing was sampled.
 
+mod decode;
 mod views;
+mod words;
 
 #[cfg(test)]
 mod tests;
+
+pub use decode::{DecodeError, MAX_LINE_BYTES, from_json_line};
 
 use std::io;
 
 use serde::ser::{Serialize, SerializeMap, Serializer};
 
 use self::views::{
-    CgroupView, ContainerView, CustomView, ErrorView, ExitView, LinksView, MemoryView, NetworkView,
-    OomView, ProcessView, SamplingView, Shown, Text, Time, UnresolvedView,
+    CgroupView, ContainerView, CustomView, ErrorView, ExitView, GapView, LinksView, MemoryView,
+    NetworkView, OomView, ProcessView, SamplingView, Shown, Text, Time, UnresolvedView,
 };
 use super::data::is_unsafe;
 use super::{Event, EventData};
@@ -94,9 +98,9 @@ impl Serialize for Event {
         map.serialize_entry("id", &Shown(self.id))?;
         map.serialize_entry("time", &Time(self.time_ns))?;
         map.serialize_entry("observed_time", &Time(self.observed_ns))?;
-        map.serialize_entry("name", self.kind.name())?;
-        map.serialize_entry("type", self.kind.event_type())?;
-        map.serialize_entry("subtype", self.kind.subtype())?;
+        map.serialize_entry("name", &Text(self.kind.name()))?;
+        map.serialize_entry("type", &Text(self.kind.event_type()))?;
+        map.serialize_entry("subtype", &Text(self.kind.subtype()))?;
         map.serialize_entry("priority", self.kind.priority().as_str())?;
         map.serialize_entry("source", &Text(&self.origin.source))?;
         map.serialize_entry("node", &Text(&self.origin.node))?;
@@ -134,6 +138,7 @@ impl Event {
                 map.serialize_entry("oom", &OomView(oom))
             }
             EventData::Exit(exit) => map.serialize_entry("exit", &ExitView(exit)),
+            EventData::Gap(gap) => map.serialize_entry("gap", &GapView(gap)),
             EventData::Custom(custom) => map.serialize_entry("custom", &CustomView(custom)),
         }
     }
@@ -148,7 +153,8 @@ impl Event {
         // line that parses is worth more than the weight.
         let weight = if self.weight.is_finite() { self.weight } else { 1.0 };
         map.serialize_entry("weight", &weight)?;
-        let sampled = (self.sampling_threshold != 0).then_some(self.sampling_threshold);
+        let threshold = self.sampling_threshold & ((1 << 56) - 1);
+        let sampled = (threshold != 0).then_some(threshold);
         entry(map, "sampling", sampled.map(SamplingView))
     }
 }

@@ -219,6 +219,8 @@ kinds! {
     CONTAINER_EXIT = 6, "vahti.container.exit", "container", "container_exit", Critical;
     /// A process ended by a signal that means a crash.
     PROCESS_CRASH = 7, "vahti.container.process.crash", "container", "process_crash", Critical;
+    /// For a while nobody watched: the agent ended uncleanly and came back.
+    AGENT_GAP = 8, "vahti.agent.gap", "agent", "gap", Critical;
 }
 
 #[cfg(test)]

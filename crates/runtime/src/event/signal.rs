@@ -57,6 +57,30 @@ impl Signal {
     pub fn standard_name(self) -> Option<&'static str> {
         NAMES.get(usize::from(self.0)).copied().filter(|name| !name.is_empty())
     }
+
+    /// The signal of a name that `Display` shows.
+    ///
+    /// ```
+    /// use vahti_runtime::event::Signal;
+    /// assert_eq!(Signal::from_name("SIGRTMIN+6"), Some(Signal(40)));
+    /// assert_eq!(Signal::from_name("SIGNAL"), None);
+    /// ```
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        let after = name.strip_prefix("SIG")?;
+        if let Some(number) = NAMES.iter().position(|known| known.get(3..) == Some(after)) {
+            return u8::try_from(number).ok().map(Signal);
+        }
+        let (first, number) = match after.strip_prefix("RTMIN") {
+            Some("") => return Some(Signal(REAL_TIME_FIRST)),
+            Some(distance) => (REAL_TIME_FIRST, distance.strip_prefix('+')?),
+            None => (0, after),
+        };
+        // `parse` would take a sign.
+        let number: u8 =
+            number.bytes().all(|b| b.is_ascii_digit()).then_some(number)?.parse().ok()?;
+        first.checked_add(number).map(Signal)
+    }
 }
 
 /// `SIGSEGV`, `SIGRTMIN+6`, and for a number without a name `SIG33`.
@@ -95,6 +119,17 @@ mod tests {
         ] {
             let signal = Signal(u8::try_from(number).unwrap());
             assert_eq!(signal.to_string(), name);
+        }
+    }
+
+    #[test]
+    fn every_name_that_is_shown_is_read_back() {
+        for number in 0..=u8::MAX {
+            assert_eq!(Signal::from_name(&Signal(number).to_string()), Some(Signal(number)));
+        }
+        for name in ["", "SEGV", "SIG", "SIG+5", "SIG256", "SIGRTMIN-1", "SIGRTMIN+250", "sigsegv"]
+        {
+            assert_eq!(Signal::from_name(name), None, "{name}");
         }
     }
 

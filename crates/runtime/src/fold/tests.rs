@@ -314,3 +314,24 @@ fn a_summary_passes_the_threshold_of_its_parts_uniformly() {
         assert!((mean - 0.5).abs() < 5.0 / (12.0 * above.len() as f64).sqrt(), "{mean}");
     }
 }
+
+#[test]
+fn storms_beyond_the_bytes_pass_unfolded_and_those_that_fit_are_exact() {
+    let one = refused(1, 1, 0).size_bytes() + size_of::<usize>() + BLOCK;
+    let limits = FoldLimits { max_bytes: 3 * one, ..FoldLimits::default() };
+    let mut folder = Folder::new(limits);
+    let mut passed = 0;
+    for ms in 0..10 {
+        for peer in 0..5 {
+            let event = refused(1, peer, ms);
+            let summary_id = || (EventId(9), 9);
+            passed += u64::from(!folder.offer(&event, ms * MS, summary_id));
+        }
+    }
+    // The first of each key, and all of the two that found no room.
+    assert_eq!(passed, 5 + 2 * 9);
+    let mut counts = Vec::new();
+    folder.advance(2 * W, &mut |summary| counts.push(summary.count));
+    assert_eq!(counts, [9; 3]);
+    assert_eq!((folder.bytes, folder.folding()), (0, Tally::default()));
+}

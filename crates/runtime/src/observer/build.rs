@@ -16,6 +16,7 @@ use crate::fold::{FoldLimits, Folder};
 use crate::health::HealthChecker;
 use crate::ids::{BootId, EventIds};
 use crate::ledger::ObserverCounts;
+use crate::memory::CacheLimits;
 use crate::metrics::Registry;
 use crate::panic::{Panicked, contain};
 use crate::pipeline::Pipeline;
@@ -23,9 +24,6 @@ use crate::pool::EventPool;
 use crate::processor::ProcessorFactory;
 use crate::sampler::Sampler;
 use crate::source::Source;
-
-/// How many entities the causality tracker remembers.
-const ENTITIES: usize = 4_096;
 
 /// Where the kernel tells which boot this is.
 const BOOT_ID_PATH: &str = "/proc/sys/kernel/random/boot_id";
@@ -46,6 +44,7 @@ pub struct ObserverRuntimeBuilder {
     drain_deadline: Duration,
     sampling_disabled: bool,
     folding_disabled: bool,
+    caches: CacheLimits,
 }
 
 /// Why a runtime could not be built.
@@ -96,6 +95,7 @@ impl ObserverRuntimeBuilder {
             drain_deadline: Duration::from_secs(5),
             sampling_disabled: false,
             folding_disabled: false,
+            caches: CacheLimits::default(),
         }
     }
 
@@ -127,7 +127,7 @@ impl ObserverRuntimeBuilder {
     }
 
     /// Adds an emitter that other observers emit to as well; whoever started
-    /// it ends it.
+    /// it ends it. A durable one is served from its log and gets no lane.
     #[must_use]
     pub fn shared_emitter(mut self, emitter: &EmitterHandle) -> Self {
         self.shared.push(emitter.clone());
@@ -163,6 +163,13 @@ impl ObserverRuntimeBuilder {
         self
     }
 
+    /// How much it may keep in its caches.
+    #[must_use]
+    pub fn caches(mut self, limits: CacheLimits) -> Self {
+        self.caches = limits;
+        self
+    }
+
     /// Keeps everything, whatever the configuration says. For tests.
     #[must_use]
     pub fn sampling_disabled(mut self) -> Self {
@@ -195,7 +202,12 @@ impl ObserverRuntimeBuilder {
             .validate()
             .map_err(|invalid| BuildError::Config { observer: name.clone(), invalid })?;
         let owned = start_all(self.own, &config)?;
-        let emitters: Vec<EmitterHandle> = owned.iter().cloned().chain(self.shared).collect();
+        let emitters: Vec<EmitterHandle> = owned
+            .iter()
+            .cloned()
+            .chain(self.shared)
+            .filter(|emitter| !emitter.is_durable())
+            .collect();
         let pool = Arc::new(EventPool::default());
         let lanes = emitters
             .iter()
@@ -208,20 +220,20 @@ impl ObserverRuntimeBuilder {
             Sampler::new(&config.sampling)
         };
         let limits = if self.folding_disabled {
-            FoldLimits { max_keys: 0, ..FoldLimits::default() }
+            FoldLimits { max_keys: 0, ..FoldLimits::of(&self.caches) }
         } else {
-            FoldLimits::default()
+            FoldLimits::of(&self.caches)
         };
         let pipeline = Pipeline {
             origin: Origin::shared(&name, &node),
             ids: EventIds::new(&self.boot_id.unwrap_or_else(this_boot), &name),
             sampler,
-            causality: CausalityTracker::new(ENTITIES),
+            causality: CausalityTracker::new(self.caches.entities),
             folder: Mutex::new(Folder::new(limits)),
             lanes,
             pool,
             counts: ObserverCounts::default(),
-            metrics: Registry::new(&config.metrics),
+            metrics: Registry::new(&config.metrics).within(self.caches.metrics_bytes),
             kinds: Mutex::default(),
         };
         let health = Arc::new(HealthChecker::new(config.health.clone(), &name));

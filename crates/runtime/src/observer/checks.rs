@@ -102,7 +102,7 @@ impl HealthCheck for Lanes {
         for ((lane, _), emitter) in runtime.pipeline.lanes.iter().zip(&runtime.emitters) {
             let fill = lane.fill();
             let items = fill.items.saturating_mul(100) / bounds.queue_size.max(1);
-            let bytes = fill.bytes.saturating_mul(100) / bounds.max_bytes.as_usize().max(1);
+            let bytes = fill.bytes.saturating_mul(100) / bounds.max_bytes().as_usize().max(1);
             let percent = items.max(bytes);
             if percent >= FULL_PERCENT {
                 let name = emitter.name();
@@ -131,5 +131,56 @@ impl HealthCheck for Emitters {
             }
         }
         HealthStatus::healthy()
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::config::Config;
+    use crate::event::{Event, EventKind, Priority, Severity};
+    use crate::health::Health;
+    use crate::processor::{EventProcessor, Output, ProcessError, RawRecord};
+    use crate::units::HumanDuration;
+
+    static PING: EventKind = EventKind::custom("test.ping", "test", "ping", Priority::Normal);
+
+    struct Ping;
+
+    impl EventProcessor for Ping {
+        fn name(&self) -> &str {
+            "ping"
+        }
+
+        fn process(&self, _: RawRecord<'_>) -> Result<Output, ProcessError> {
+            Ok(Event::new(&PING, Severity::Info).into())
+        }
+    }
+
+    // The other checks need a run: tests/health.rs. There the watcher would take
+    // the work from a thread that makes no progress, as soon as this check fails.
+    #[test]
+    fn work_without_progress_is_unhealthy_and_none_is_not() {
+        let mut config = Config::for_observer("ping");
+        config.health.hang_timeout = HumanDuration(Duration::from_millis(100));
+        let runtime = ObserverRuntime::builder(|| Ping).config(config).build().unwrap();
+        let check = Progress { of: Arc::downgrade(&runtime), last: Mutex::new(None) };
+        let timeout = || std::thread::sleep(Duration::from_millis(110));
+
+        assert_eq!(check.check(), HealthStatus::healthy());
+        timeout();
+        assert_eq!(check.check(), HealthStatus::healthy(), "idle is alive");
+
+        runtime.seat.sit_at_nothing();
+        assert_eq!(check.check(), HealthStatus::healthy(), "it has just begun");
+        timeout();
+        let status = check.check();
+        assert_eq!(status.health, Health::Unhealthy);
+        assert!(status.reason.contains("made no progress"), "{}", status.reason);
+
+        runtime.seat.sit_at_nothing();
+        assert_eq!(check.check(), HealthStatus::healthy(), "it goes on");
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::work::{End, Orders, Thread, Work};
@@ -57,6 +58,16 @@ pub enum RunError {
 }
 
 impl RunError {
+    /// The observer.
+    #[must_use]
+    pub fn observer(&self) -> &str {
+        match self {
+            RunError::AlreadyRan { observer }
+            | RunError::Start { observer, .. }
+            | RunError::Failed { observer, .. } => observer,
+        }
+    }
+
     /// Whether the policy asks the whole program to end.
     #[must_use]
     pub fn is_fail_fast(&self) -> bool {
@@ -78,6 +89,23 @@ enum Outcome {
     Failed(String, VecDeque<Work>),
     /// It hangs, with a thread inside that is left behind; this is left to do.
     Hung(String, VecDeque<Work>),
+}
+
+/// What a thread is at. It makes progress while this changes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum At {
+    /// A piece of work, and which record of it.
+    Record(u64, usize),
+    /// Its source, where records wait, after this many that it has read.
+    Unread(u64),
+}
+
+/// What does not return.
+enum Hung {
+    /// The processor; this is left to do.
+    Processor(VecDeque<Work>),
+    /// The source's read.
+    Source,
 }
 
 /// Starts within a period, and when to try next.
@@ -115,6 +143,11 @@ impl ObserverRuntime {
         };
         let checks = tokio::spawn(Arc::clone(&self.health).run(shutdown.clone()));
         let folds = tokio::spawn(Arc::clone(&self).end_storms());
+        // Until the end, the drain included: dropped with this function.
+        let mut watchers = JoinSet::new();
+        for emitter in &self.owned {
+            watchers.spawn(emitter.supervise());
+        }
         let result = self.run_incarnations(source, &shutdown).await;
         self.set_stage(Stage::Ended);
         folds.abort();
@@ -166,13 +199,17 @@ impl ObserverRuntime {
                 Ok(Outcome::Failed(why, left) | Outcome::Hung(why, left)) => {
                     let policy = self.config.failure.policy;
                     tracing::error!(observer = %self.name, %why, ?policy, "observer failed");
-                    if policy != FailurePolicy::Restart {
+                    // There is one source, and none is used again after a panic.
+                    let is_lost = source.as_ref().is_some_and(SharedSource::has_panicked);
+                    if policy != FailurePolicy::Restart || is_lost {
                         self.give_up(left);
                         break Err(RunError::Failed { observer: self.name.clone(), why, policy });
                     }
                     todo = left;
                     let lasted = began.elapsed();
-                    if self.wait_to_restart(&mut restarts, lasted, &why, shutdown).await {
+                    if self.wait_to_restart(&mut restarts, lasted, &why, shutdown).await
+                        || self.wait_for_source(source.as_ref(), shutdown).await
+                    {
                         self.give_up(todo);
                         break Ok(());
                     }
@@ -289,10 +326,18 @@ impl ObserverRuntime {
                 thread = None;
                 Some(self.outcome_of(end))
             }
-            taken = self.hang() => {
+            hung = self.hang(source) => {
                 // The thread is left behind; it can't be ended.
                 thread = None;
-                Some(Outcome::Hung(self.hang_message(), taken))
+                Some(match hung {
+                    Hung::Processor(left) => Outcome::Hung(self.hang_message(), left),
+                    Hung::Source => {
+                        // Should it come back, it is to touch nothing more.
+                        orders.quit.store(true, Ordering::Release);
+                        let why = "records wait, and its source's read does not return";
+                        Outcome::Failed(why.to_owned(), VecDeque::new())
+                    }
+                })
             }
             Some(Failure::Fatal(why)) = failures.recv() => Some(Outcome::Failed(why, VecDeque::new())),
         };
@@ -375,25 +420,50 @@ impl ObserverRuntime {
         Ok(has_ended)
     }
 
-    /// Waits until the thread has had work and made no progress for too long;
-    /// returns what it leaves to do.
-    async fn hang(&self) -> VecDeque<Work> {
+    /// Waits until the thread has had work and made no progress for too long:
+    /// a record that it is at, or records that wait unread in its source.
+    async fn hang(&self, source: Option<&SharedSource>) -> Hung {
         let limit = self.config.health.hang_timeout.0;
         let mut before = None;
         let mut since = Instant::now();
+        let mut woken = false;
         loop {
             // Idle costs one wake-up per limit; work is looked at twice as often.
             tokio::time::sleep(if before.is_some() { limit / 2 } else { limit }).await;
-            let now = self.seat.progress();
+            let now = self.at();
             if now.is_none() || now != before {
-                (before, since) = (now, Instant::now());
-            } else if since.elapsed() >= limit
-                && let Some((left, at_a_record)) = self.seat.take_over()
-            {
-                self.count_hung(at_a_record);
-                return left;
+                (before, since, woken) = (now, Instant::now(), false);
+                continue;
+            }
+            if since.elapsed() < limit {
+                continue;
+            }
+            match (now, source) {
+                (Some(At::Unread(_)), Some(source)) if !woken => {
+                    // Whatever its read waits for, records are there.
+                    source.interrupt();
+                    (since, woken) = (Instant::now(), true);
+                }
+                (Some(At::Unread(_)), _) => return Hung::Source,
+                _ => {
+                    if let Some((left, at_a_record)) = self.seat.take_over() {
+                        self.count_hung(at_a_record);
+                        return Hung::Processor(left);
+                    }
+                }
             }
         }
+    }
+
+    /// What the thread has to do; `None` if that is nothing.
+    fn at(&self) -> Option<At> {
+        if let Some((beat, record)) = self.seat.progress() {
+            return Some(At::Record(beat, record));
+        }
+        let ledger = self.source_ledger.get()?;
+        let counts = contain("source ledger", || ledger.counts()).ok()?;
+        let received = self.pipeline.counts.received_from_source.load(Ordering::Relaxed);
+        (counts.in_ring > 0).then_some(At::Unread(received))
     }
 
     fn count_hung(&self, at_a_record: bool) {
@@ -465,6 +535,9 @@ impl ObserverRuntime {
     }
 
     fn close_source(&self, source: &SharedSource) {
+        if source.has_panicked() {
+            return;
+        }
         // A thread that was left behind inside `read` still holds it.
         match source.source.try_lock() {
             Ok(mut source) => {
@@ -504,6 +577,19 @@ impl ObserverRuntime {
         restarts.recent.push_back(now);
         tracing::info!(observer = %self.name, ?delay, "restarts");
         tokio::time::timeout(delay, shutdown.begun()).await.is_ok()
+    }
+
+    /// Waits until no thread that was left behind is inside the source any more:
+    /// another one would only wait behind it. `true` if the shutdown began.
+    async fn wait_for_source(&self, source: Option<&SharedSource>, shutdown: &Shutdown) -> bool {
+        while source.is_some_and(SharedSource::is_in_use) {
+            self.health.mark_unhealthy("waits for its source, whose read does not return");
+            let pause = self.config.health.hang_timeout.0;
+            if tokio::time::timeout(pause, shutdown.begun()).await.is_ok() {
+                return true;
+            }
+        }
+        false
     }
 
     /// Ends the windows of storms that came through `process_event`, and of all

@@ -24,8 +24,8 @@ use crate::source::{ReadOutcome, RecordBatch};
 const AT_THE_GATE: usize = usize::MAX;
 
 /// Records read at once, at most.
-const BATCH_RECORDS: usize = 256;
-const BATCH_BYTES: usize = 256 << 10;
+pub(crate) const BATCH_RECORDS: usize = 256;
+pub(crate) const BATCH_BYTES: usize = 256 << 10;
 
 /// Records that were read and are still to be processed.
 pub(super) struct Work {
@@ -79,6 +79,13 @@ impl Seat {
         let seated = self.work.lock().unwrap_or_else(PoisonError::into_inner);
         let (work, _) = seated.as_ref()?;
         Some((self.beat.load(Ordering::Relaxed), work.at.load(Ordering::Relaxed)))
+    }
+
+    /// Has a thread at work that is none.
+    #[cfg(all(test, not(shuttle)))]
+    pub(super) fn sit_at_nothing(&self) {
+        let none = Work::new(Arc::new(RecordBatch::new(0, 0)), 0..0);
+        self.sit(&Arc::new(none), VecDeque::new());
     }
 
     /// Takes the work from a thread that hangs: what came before the record

@@ -77,6 +77,10 @@ impl<T> RandomList<T> {
         self.remove(self.head)
     }
 
+    pub(super) fn front_bytes(&self) -> Option<usize> {
+        self.nodes.get(self.head as usize).map(|node| node.bytes)
+    }
+
     /// Removes one item, chosen by a uniform random number.
     pub(super) fn pop_random(&mut self, random: u64) -> Option<(T, usize)> {
         // A multiply-shift maps it to the list without a modulo.

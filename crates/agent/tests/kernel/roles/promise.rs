@@ -1,21 +1,21 @@
 //! Processes that say of themselves that what fails for them is a proof.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 /// As the user `uid`: asks the agent at `socket` to take what fails for `tgid`,
-/// or for this process, for proofs; is refused at the port `during`; takes it
-/// back; and is refused at the port `after`. Tells what the agent answered.
+/// or for this process, for proofs; fails to connect to `during`; takes it
+/// back; and fails to connect to `after`. Tells what the agent answered.
 pub(super) fn promise(arguments: &Value) {
     let uid = arguments["uid"].as_u64().unwrap() as libc::uid_t;
     // SAFETY: takes no pointers.
     assert_eq!(unsafe { libc::setuid(uid) }, 0, "{}", std::io::Error::last_os_error());
     let answered = ask(arguments);
-    be_refused(&arguments["during"]);
+    fail(&arguments["during"]);
     let answer = match answered {
         Ok((stream, answer)) => {
             stream.shutdown(Shutdown::Write).unwrap();
@@ -24,7 +24,7 @@ pub(super) fn promise(arguments: &Value) {
         }
         Err(error) => json!({"error": error.to_string()}),
     };
-    be_refused(&arguments["after"]);
+    fail(&arguments["after"]);
     super::tell(&answer);
 }
 
@@ -37,10 +37,13 @@ fn ask(arguments: &Value) -> std::io::Result<(UnixStream, Value)> {
     Ok((stream, serde_json::from_str(&line).unwrap()))
 }
 
-fn be_refused(port: &Value) {
-    let port: u16 = serde_json::from_value(port.clone()).unwrap();
-    let error = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap_err();
-    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionRefused);
+/// Where nobody listens, or no route leads.
+fn fail(peer: &Value) {
+    use std::io::ErrorKind::{ConnectionRefused, NetworkUnreachable};
+
+    let peer: SocketAddr = serde_json::from_value(peer.clone()).unwrap();
+    let error = TcpStream::connect(peer).unwrap_err();
+    assert!(matches!(error.kind(), ConnectionRefused | NetworkUnreachable), "{error}");
 }
 
 /// Promises the same, and ends; a child keeps the connection for a while.
@@ -55,7 +58,7 @@ pub(super) fn promise_and_end(arguments: &Value) {
     super::tell(&answer);
 }
 
-/// Has a child with the id `pid`, which must be free, be refused at the port
+/// Has a child with the id `pid`, which must be free, fail to connect to
 /// `after`. Tells what went wrong, if anything did.
 pub(super) fn take_over(arguments: &Value) {
     let pid: libc::pid_t = serde_json::from_value(arguments["pid"].clone()).unwrap();
@@ -70,7 +73,7 @@ pub(super) fn take_over(arguments: &Value) {
         -1 => super::tell(&json!({"error": std::io::Error::last_os_error().to_string()})),
         0 => {
             super::die_with_parent();
-            be_refused(&arguments["after"]);
+            fail(&arguments["after"]);
             // SAFETY: ends the child, and runs nothing of its parent's.
             unsafe { libc::_exit(0) };
         }

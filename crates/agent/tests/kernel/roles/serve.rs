@@ -1,17 +1,18 @@
 //! Servers and clients that reset each other's connections.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 
 use serde_json::{Value, json};
 
-/// Listens and tells its port; then, by `how`, with every connection:
+/// Listens at `address` and tells where; then, by `how`, with every connection:
 /// `reset`: resets it; `read`: reads until it ends; `fork`: has a child of its
 /// own do that; `hold`: says that it has it, and never reads.
 pub(super) fn serve(arguments: &Value) {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    super::tell(&json!({"port": listener.local_addr().unwrap().port()}));
+    let address: IpAddr = serde_json::from_value(arguments["address"].clone()).unwrap();
+    let listener = TcpListener::bind((address, 0)).unwrap();
+    super::tell(&json!({"listens": listener.local_addr().unwrap()}));
     let mut held = Vec::new();
     loop {
         let (mut accepted, _) = listener.accept().unwrap();
@@ -28,7 +29,7 @@ pub(super) fn serve(arguments: &Value) {
     }
 }
 
-/// Has `count` connections to `port` reset by the server.
+/// Has `count` connections to `peer` reset by the server.
 pub(super) fn be_reset(arguments: &Value) {
     for _ in 0..arguments["count"].as_u64().unwrap() {
         match try_connect(arguments) {
@@ -40,7 +41,7 @@ pub(super) fn be_reset(arguments: &Value) {
     super::tell(&json!({}));
 }
 
-/// Resets `count` connections to `port` once the server has answered a byte.
+/// Resets `count` connections to `peer` once the server has answered a byte.
 pub(super) fn reset(arguments: &Value) {
     for _ in 0..arguments["count"].as_u64().unwrap() {
         let mut client = try_connect(arguments).unwrap();
@@ -52,8 +53,8 @@ pub(super) fn reset(arguments: &Value) {
 }
 
 fn try_connect(arguments: &Value) -> std::io::Result<TcpStream> {
-    let port: u16 = serde_json::from_value(arguments["port"].clone()).unwrap();
-    TcpStream::connect((Ipv4Addr::LOCALHOST, port))
+    let peer: SocketAddr = serde_json::from_value(arguments["peer"].clone()).unwrap();
+    TcpStream::connect(peer)
 }
 
 /// Answers what it reads, until the other side resets.

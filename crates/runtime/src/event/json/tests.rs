@@ -6,11 +6,12 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use serde_json::Value as Json;
 
+use super::words::Word;
 use super::*;
 use crate::event::*;
 use crate::ids::{EventId, SpanId, TraceId};
 
-fn line(event: &Event) -> String {
+pub(super) fn line(event: &Event) -> String {
     let mut out = Vec::new();
     to_json_line(event, &mut out);
     String::from_utf8(out).unwrap()
@@ -21,7 +22,7 @@ fn parsed(event: &Event) -> Json {
 }
 
 /// Has a value for every key but those of the typed data.
-fn full(data: EventData) -> Event {
+pub(super) fn full(data: EventData) -> Event {
     let process = Process {
         pid: Some(4_242),
         name: Some(Comm::new(b"curl")),
@@ -64,7 +65,7 @@ fn full(data: EventData) -> Event {
     }
 }
 
-fn every_kind_of_data() -> Vec<EventData> {
+pub(super) fn every_kind_of_data() -> Vec<EventData> {
     let somebody = Some(ProcessRef { pid: 9, name: Comm::new(b"killer") });
     let endpoint =
         |port| Endpoint { address: Some(IpAddr::V4(Ipv4Addr::LOCALHOST)), port: Some(port) };
@@ -88,6 +89,10 @@ fn every_kind_of_data() -> Vec<EventData> {
             signal: Some(Signal(11)),
             class: ExitClass::Crash,
             sender: somebody,
+        }),
+        EventData::Gap(Gap {
+            from_ns: 1_700_000_000_000_000_000,
+            to_ns: 1_700_000_012_000_000_000,
         }),
         EventData::Custom(Box::new(Custom {
             schema: "urn:example:1".into(),
@@ -317,12 +322,14 @@ fn any_data() -> impl Strategy<Value = EventData> {
     let custom = (any_text(), prop::collection::vec((any_text(), any_value()), 0..4)).prop_map(
         |(schema, attributes)| EventData::Custom(Box::new(Custom { schema, attributes })),
     );
-    prop_oneof![Just(EventData::None), network, oom, exit, custom]
+    let gap =
+        any::<(u64, u64)>().prop_map(|(from_ns, to_ns)| EventData::Gap(Gap { from_ns, to_ns }));
+    prop_oneof![Just(EventData::None), network, oom, exit, gap, custom]
 }
 
 type Identity = (Option<u32>, Option<Vec<u8>>, Option<u32>, Option<u32>, Option<u64>);
 
-fn any_event() -> impl Strategy<Value = Event> {
+fn any_plain_event() -> impl Strategy<Value = Event> {
     let error = prop::option::of((any_text(), any_text(), prop::option::of(any_text())));
     let place = any::<Option<(u64, Vec<u8>, bool, String)>>();
     let numbers = any::<([u64; 7], [u128; 2], Option<u64>, f64)>();
@@ -355,6 +362,78 @@ fn any_event() -> impl Strategy<Value = Event> {
             sampling_threshold: n[5],
             weight,
             ..Event::new(EventKind::ALL[n[6] as usize % EventKind::ALL.len()], Severity::Error)
+        },
+    )
+}
+
+/// Leaks what it makes, as kinds and words live for good.
+fn any_word() -> impl Strategy<Value = &'static str> {
+    any_text().prop_map(|text| &*Box::leak(text.into_owned().into_boxed_str()))
+}
+
+fn any_kind() -> impl Strategy<Value = &'static EventKind> {
+    let by_others = (any_word(), any_word(), any_word(), any::<(bool, bool)>()).prop_map(
+        |(name, event_type, subtype, (critical, folds))| -> &'static EventKind {
+            let priority = if critical { Priority::Critical } else { Priority::Normal };
+            let kind = EventKind::custom(name, event_type, subtype, priority);
+            Box::leak(Box::new(if folds { kind.folding() } else { kind }))
+        },
+    );
+    prop_oneof![prop::sample::select(EventKind::ALL), by_others]
+}
+
+fn any_link() -> impl Strategy<Value = Link> {
+    (any::<(u128, u128, u64)>(), any_word()).prop_map(|((trace, span, age_ns), rule)| Link {
+        kind: LinkKind::PossibleCause,
+        trace_id: TraceId(trace),
+        span_id: SpanId::from_hash(span),
+        rule,
+        age_ns,
+    })
+}
+
+/// An event in which every field may be anything.
+pub(super) fn any_event() -> impl Strategy<Value = Event> {
+    let origin = (any_text(), any_text()).prop_map(|(source, node)| -> &'static Origin {
+        Box::leak(Box::new(Origin { source: source.into(), node: node.into() }))
+    });
+    let weight = prop_oneof![
+        (1_u64..1 << 56).prop_map(|n| (1_u64 << 56) as f64 / n as f64),
+        any::<f64>(),
+        Just(f64::INFINITY),
+        Just(f64::NAN),
+    ];
+    let words = (prop::option::of(any_word()), prop::option::of(any_word()));
+    let rest = (
+        prop::sample::select(Severity::ALL),
+        prop::sample::select(Outcome::ALL),
+        any::<(Option<u128>, u8, u8)>(),
+        prop::collection::vec(any_link(), 0..3),
+    );
+    (any_plain_event(), any_kind(), origin, weight, words, rest).prop_map(
+        |(event, kind, origin, weight, (reason, runtime), rest)| {
+            let (severity, outcome, (parent, version, few), links) = rest;
+            Event {
+                kind,
+                origin,
+                weight,
+                severity,
+                outcome,
+                links,
+                parent_span_id: parent.map(SpanId::from_hash),
+                unresolved: reason.map(|reason| Unresolved { reason }),
+                cgroup: event.cgroup.map(|cgroup| {
+                    // Ids of every length, as from some length on they are text.
+                    let id = cgroup.id >> (few % 64);
+                    let version = if few % 2 == 0 { cgroup.version } else { 1 + version % 2 };
+                    Arc::new(Cgroup { id, version, path: cgroup.path.clone() })
+                }),
+                container: event
+                    .container
+                    .map(|container| Arc::new(Container { id: container.id.clone(), runtime })),
+                sampling_threshold: event.sampling_threshold >> (few % 64) << (few % 57),
+                ..event
+            }
         },
     )
 }

@@ -3,10 +3,11 @@
 use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
 
 use super::entry;
+use super::words::Word;
 use crate::clock::Rfc3339;
 use crate::event::{
-    Cgroup, Comm, Container, Custom, Endpoint, ErrorInfo, Exit, ExitClass, Link, LinkKind, Network,
-    NetworkType, OomKill, OomScope, Process, Transport, Unresolved, Value, escape, escape_text,
+    Cgroup, Comm, Container, Custom, Endpoint, ErrorInfo, Exit, Gap, Link, Network, OomKill,
+    Process, Unresolved, Value, escape, escape_text,
 };
 
 /// From here on, readers that take numbers for doubles lose digits.
@@ -89,11 +90,8 @@ struct LinkView<'a>(&'a Link);
 
 impl Serialize for LinkView<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let kind = match self.0.kind {
-            LinkKind::PossibleCause => "possible_cause",
-        };
         let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("kind", kind)?;
+        map.serialize_entry("kind", self.0.kind.word())?;
         map.serialize_entry("trace_id", &Shown(self.0.trace_id))?;
         map.serialize_entry("span_id", &Shown(self.0.span_id))?;
         map.serialize_entry("rule", &Text(self.0.rule))?;
@@ -158,17 +156,9 @@ pub(super) struct NetworkView<'a>(pub(super) &'a Network);
 
 impl Serialize for NetworkView<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let transport = match self.0.transport {
-            Transport::Tcp => "tcp",
-            Transport::Udp => "udp",
-        };
-        let network_type = match self.0.network_type {
-            NetworkType::Ipv4 => "ipv4",
-            NetworkType::Ipv6 => "ipv6",
-        };
         let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("transport", transport)?;
-        map.serialize_entry("type", network_type)?;
+        map.serialize_entry("transport", self.0.transport.word())?;
+        map.serialize_entry("type", self.0.network_type.word())?;
         entry(&mut map, "local", EndpointView::of(&self.0.local))?;
         entry(&mut map, "peer", EndpointView::of(&self.0.peer))?;
         map.end()
@@ -215,14 +205,9 @@ pub(super) struct OomView<'a>(pub(super) &'a OomKill);
 
 impl Serialize for OomView<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let scope = match self.0.scope {
-            OomScope::Container => "container",
-            OomScope::Cgroup => "cgroup",
-            OomScope::System => "system",
-        };
         let trigger = self.0.trigger.as_ref();
         let mut map = serializer.serialize_map(None)?;
-        map.serialize_entry("scope", scope)?;
+        map.serialize_entry("scope", self.0.scope.word())?;
         entry(&mut map, "trigger_pid", trigger.map(|t| t.pid))?;
         entry(&mut map, "trigger_name", trigger.map(|t| name(&t.name)))?;
         entry(&mut map, "victim_rss_bytes", self.0.victim_rss_bytes)?;
@@ -235,20 +220,24 @@ pub(super) struct ExitView<'a>(pub(super) &'a Exit);
 
 impl Serialize for ExitView<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let class = match self.0.class {
-            ExitClass::Normal => "normal",
-            ExitClass::Error => "error",
-            ExitClass::Killed => "killed",
-            ExitClass::Oom => "oom",
-            ExitClass::Crash => "crash",
-        };
         let sender = self.0.sender.as_ref();
         let mut map = serializer.serialize_map(None)?;
         entry(&mut map, "code", self.0.code)?;
         entry(&mut map, "signal", self.0.signal.map(Shown))?;
-        map.serialize_entry("class", class)?;
+        map.serialize_entry("class", self.0.class.word())?;
         entry(&mut map, "sender_pid", sender.map(|s| s.pid))?;
         entry(&mut map, "sender_name", sender.map(|s| name(&s.name)))?;
+        map.end()
+    }
+}
+
+pub(super) struct GapView<'a>(pub(super) &'a Gap);
+
+impl Serialize for GapView<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut map = serializer.serialize_map(None)?;
+        map.serialize_entry("from", &Time(self.0.from_ns))?;
+        map.serialize_entry("to", &Time(self.0.to_ns))?;
         map.end()
     }
 }
@@ -269,10 +258,9 @@ struct Threshold(u64);
 impl std::fmt::Display for Threshold {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         const DIGITS: u32 = 14;
-        let threshold = self.0 & ((1 << 56) - 1);
-        let zeros = (threshold.trailing_zeros() / 4).min(DIGITS - 1);
+        let zeros = (self.0.trailing_zeros() / 4).min(DIGITS - 1);
         let width = (DIGITS - zeros) as usize;
-        write!(f, "{:0width$x}", threshold >> (4 * zeros))
+        write!(f, "{:0width$x}", self.0 >> (4 * zeros))
     }
 }
 

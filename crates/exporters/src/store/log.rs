@@ -1,0 +1,302 @@
+//! What durable exporters read: each from a connection of its own, so that no
+//! reader holds up the writer.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rusqlite::{Connection, OpenFlags, params};
+use tokio::sync::watch;
+use vahti_runtime::durable::{DurableCursor, DurableLog, LogError, Owed, Settled};
+use vahti_runtime::event::{Event, Priority, from_json_line};
+use vahti_runtime::ledger::{LaneLine, Tally};
+
+use super::books::{Contradiction, Passed, signed, unsigned};
+use super::writer::Trouble;
+use super::{CURSOR_CACHE_KIB, Shared, Store};
+
+impl DurableLog for Store {
+    fn cursor(&self, emitter: &str) -> Result<Box<dyn DurableCursor>, LogError> {
+        Cursor::open(Arc::clone(&self.shared), emitter)
+            .map(|cursor| Box::new(cursor) as Box<dyn DurableCursor>)
+            .map_err(LogError)
+    }
+
+    fn line(&self, emitter: &str) -> LaneLine {
+        let view = self.shared.view();
+        let mut counts =
+            view.books.exporter(emitter).map(|account| account.counts).unwrap_or_default();
+        for (counts, in_flight) in
+            counts.iter_mut().zip(view.in_flight.get(emitter).copied().unwrap_or_default())
+        {
+            // What left the file while it was in flight was counted as dropped.
+            counts.in_flight = least(counts.stored, in_flight);
+            counts.stored -= counts.in_flight;
+        }
+        LaneLine::durable("store", emitter, &counts)
+    }
+
+    fn committed(&self) -> watch::Receiver<u64> {
+        self.shared.committed.subscribe()
+    }
+}
+
+fn least(a: Tally, b: Tally) -> Tally {
+    Tally { occurrences: a.occurrences.min(b.occurrences), envelopes: a.envelopes.min(b.envelopes) }
+}
+
+/// One that was read and is not yet behind the cursor.
+struct Read {
+    seq: u64,
+    id: String,
+    count: u64,
+    /// `None` once it is settled.
+    event: Option<Arc<Event>>,
+    rejected: bool,
+    /// What it takes in memory until it is settled.
+    bytes: usize,
+}
+
+/// What was read of an event that is still open takes: the event, beside it the
+/// entry itself and its id.
+fn bytes_of(event: &Event) -> usize {
+    event.size_bytes() + 2 * size_of::<Read>() + 64
+}
+
+struct Cursor {
+    shared: Arc<Shared>,
+    exporter: String,
+    connection: Connection,
+    /// Goes up with every file.
+    generation: u64,
+    /// By priority: what was read and not passed yet, in order.
+    windows: [VecDeque<Read>; 2],
+    /// By priority: up to where was looked.
+    looked_to: [u64; 2],
+}
+
+impl Cursor {
+    fn open(shared: Arc<Shared>, exporter: &str) -> Result<Self, String> {
+        let (file, generation): (PathBuf, u64) = shared
+            .file()
+            .ok_or_else(|| "the store is not open; see its own state for why".to_owned())?;
+        let cursor = shared
+            .view()
+            .books
+            .exporter(exporter)
+            .map(|account| account.cursor)
+            .ok_or_else(|| format!("{exporter} has no account with the store"))?;
+        let connection = shared
+            .medium
+            .connect(&file, OpenFlags::SQLITE_OPEN_READ_ONLY)
+            .map_err(|e| e.to_string())?;
+        connection
+            .pragma_update(None, "cache_size", -signed(CURSOR_CACHE_KIB as u64))
+            .map_err(|e| e.to_string())?;
+        Ok(Cursor {
+            shared,
+            exporter: exporter.to_owned(),
+            connection,
+            generation,
+            windows: Default::default(),
+            looked_to: cursor,
+        })
+    }
+
+    /// Reads on where it looked last, at most `limit`.
+    fn look(&mut self, priority: Priority, limit: usize) -> Result<(), LogError> {
+        let p = priority as usize;
+        let (end, gone_to) = {
+            let view = self.shared.view();
+            (view.books.last_seq(), view.books.gone_to[p])
+        };
+        self.windows[p].retain(|read| read.seq > gone_to);
+        let from = self.looked_to[p].max(gone_to);
+        if from >= end || limit == 0 {
+            return Ok(());
+        }
+        let rows = self.rows(priority, from, end, limit).map_err(|trouble| self.fails(trouble))?;
+        let (rows, all) = rows;
+        // Where fewer came than were asked for, there are no more up to the end.
+        self.looked_to[p] = match rows.last() {
+            Some(last) if !all || rows.len() >= limit => last.seq,
+            None if !all => from,
+            _ => end,
+        };
+        self.windows[p].extend(rows);
+        Ok(())
+    }
+
+    fn fails(&self, trouble: Trouble) -> LogError {
+        let why = trouble.to_string();
+        if matches!(trouble, Trouble::Corrupt(_)) {
+            self.shared.found_out(self.generation, trouble);
+        }
+        LogError(why)
+    }
+
+    /// Whether it has looked at all that there is, found nothing more, and is
+    /// owed something all the same: a damaged tree may lead past its rows.
+    fn misses_some(&self) -> bool {
+        let view = self.shared.view();
+        let Some(account) = view.books.exporter(&self.exporter) else { return false };
+        Priority::ALL.into_iter().any(|priority| {
+            let p = priority as usize;
+            self.windows[p].is_empty()
+                && self.looked_to[p].max(view.books.gone_to[p]) >= view.books.last_seq()
+                && account.counts[p].stored.envelopes > 0
+        })
+    }
+
+    /// Up to `limit` of them, as many as there is room for; whether that is all.
+    fn rows(
+        &self,
+        priority: Priority,
+        from: u64,
+        end: u64,
+        limit: usize,
+    ) -> Result<(Vec<Read>, bool), Trouble> {
+        // Half of the window is for each priority, so that neither keeps the
+        // other out.
+        let window = &self.windows[priority as usize];
+        let open = window.iter().filter(|read| read.event.is_some());
+        let mut bytes: usize = open.map(|read| read.bytes).sum();
+        let max_bytes = self.shared.config.memory.window_bytes / 2;
+        if bytes >= max_bytes {
+            return Ok((Vec::new(), false));
+        }
+        let mut statement = self.connection.prepare_cached(
+            "SELECT seq, id, count, event FROM events
+             WHERE priority = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4",
+        )?;
+        let limit = signed(limit as u64);
+        let mut rows =
+            statement.query(params![priority.as_str(), signed(from), signed(end), limit])?;
+        let mut read = Vec::new();
+        let mut before = from;
+        while let Some(row) = rows.next()? {
+            let seq = unsigned(row, 0)?;
+            if seq <= before || seq > end {
+                // A damaged tree leads in circles.
+                return Err(Contradiction.into());
+            }
+            before = seq;
+            let line = row.get_ref(3)?.as_bytes_or_null().map_err(rusqlite::Error::from)?;
+            let event = from_json_line(line.unwrap_or_default());
+            if let Err(error) = &event {
+                let exporter = &self.exporter;
+                tracing::warn!(%exporter, seq, %error, "an event can't be read back; set aside");
+            }
+            let event = event.ok().map(Arc::new);
+            let its_bytes = event.as_deref().map_or(0, bytes_of);
+            bytes += its_bytes;
+            read.push(Read {
+                seq,
+                id: row.get(1)?,
+                count: unsigned(row, 2)?,
+                rejected: event.is_none(),
+                event,
+                bytes: its_bytes,
+            });
+            if bytes >= max_bytes {
+                return Ok((read, false));
+            }
+        }
+        Ok((read, true))
+    }
+
+    /// Moves the cursor past what is settled at the windows' beginnings.
+    fn pass(&mut self, reasons: &[(u64, String, String)]) -> Result<(), LogError> {
+        let mut passed = Vec::new();
+        for priority in Priority::ALL {
+            let window = &self.windows[priority as usize];
+            let settled = window.iter().take_while(|read| read.event.is_none());
+            let settled: Vec<Passed> = settled
+                .map(|r| Passed { seq: r.seq, count: r.count, rejected: r.rejected })
+                .collect();
+            if !settled.is_empty() {
+                passed.push((priority, settled));
+            }
+        }
+        if passed.is_empty() && reasons.is_empty() {
+            return Ok(());
+        }
+        self.shared.settle(&self.exporter, self.generation, &passed, reasons).map_err(LogError)?;
+        for (priority, settled) in &passed {
+            self.windows[*priority as usize].drain(..settled.len());
+        }
+        Ok(())
+    }
+
+    fn note_in_flight(&self, owed: &[Owed]) {
+        let mut in_flight = [Tally::default(); 2];
+        for owed in owed {
+            in_flight[owed.event.kind.priority() as usize] += Tally::one(owed.event.count);
+        }
+        self.shared.view().in_flight.insert(self.exporter.clone(), in_flight);
+    }
+}
+
+/// How many times its batch a cursor reads ahead of one that can't be sent now.
+const AHEAD: usize = 4;
+
+impl DurableCursor for Cursor {
+    fn read(&mut self, limit: usize) -> Result<Vec<Owed>, LogError> {
+        if self.shared.file().map(|(_, generation)| generation) != Some(self.generation) {
+            return Err(LogError("the store has a new file".to_owned()));
+        }
+        // What can't be read back is settled by that.
+        let mut owed = Vec::new();
+        for priority in Priority::ALL {
+            let p = priority as usize;
+            let open = |windows: &[VecDeque<Read>; 2]| {
+                windows[p].iter().filter(|read| read.event.is_some()).count()
+            };
+            let missing = limit.saturating_sub(owed.len() + open(&self.windows));
+            let room = (AHEAD * limit).saturating_sub(self.windows[p].len());
+            self.look(priority, missing.min(room))?;
+            let room = limit - owed.len();
+            let waiting = self.windows[p].iter().filter_map(|read| {
+                Some(Owed { seq: read.seq, event: Arc::clone(read.event.as_ref()?) })
+            });
+            owed.extend(waiting.take(room));
+        }
+        if owed.is_empty() {
+            self.pass(&[])?;
+            if self.misses_some() {
+                return Err(self.fails(Contradiction.into()));
+            }
+        }
+        self.note_in_flight(&owed);
+        Ok(owed)
+    }
+
+    fn settle(&mut self, settled: Vec<Settled>) -> Result<(), LogError> {
+        let mut reasons = Vec::new();
+        for settled in settled {
+            let find = |window: &VecDeque<Read>| {
+                window.binary_search_by_key(&settled.seq, |read| read.seq).ok()
+            };
+            for window in &mut self.windows {
+                let Some(read) = find(window).and_then(|index| window.get_mut(index)) else {
+                    continue;
+                };
+                read.event = None;
+                if let Some(reason) = &settled.rejected {
+                    read.rejected = true;
+                    reasons.push((read.seq, read.id.clone(), reason.clone()));
+                }
+                // Nobody asks for it again; there may be many that wait.
+                read.id = String::new();
+            }
+        }
+        self.note_in_flight(&[]);
+        self.pass(&reasons)
+    }
+}
+
+impl Drop for Cursor {
+    fn drop(&mut self) {
+        self.note_in_flight(&[]);
+    }
+}

@@ -1,0 +1,554 @@
+//! The one connection that writes: commits, evictions, acknowledgements.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior, params};
+use vahti_runtime::clock::ClockPair;
+use vahti_runtime::event::{
+    AGENT_GAP, Endpoint, Event, EventData, Priority, escape, escape_text, to_json_line,
+};
+
+use super::books::{Books, Contradiction, Gone, Passed, priority_of, signed, unsigned};
+use super::schema::Found;
+use super::{StoreConfig, StoreError, folder, schema};
+
+const PAGE_BYTES: u64 = 4096;
+/// How long readers are waited for that keep the write-ahead log from being
+/// begun anew. Ours take milliseconds.
+const LOG_PATIENCE: Duration = Duration::from_millis(250);
+/// The ledger is written with a commit, but not more often than this.
+const LEDGER_INTERVAL_NS: u64 = 100_000_000;
+/// How many refused events are remembered by name.
+const KEPT_REJECTED: i64 = 1_000;
+
+/// How the file is reached.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Medium {
+    /// Which of SQLite's ways to the file system; `None` is its own.
+    pub(super) vfs: Option<&'static str>,
+    /// What a commit waits for.
+    pub(super) synchronous: &'static str,
+    /// How long a lock that another process holds is waited for.
+    pub(super) busy: Duration,
+}
+
+impl Default for Medium {
+    fn default() -> Self {
+        Medium { vfs: None, synchronous: "FULL", busy: Duration::from_secs(2) }
+    }
+}
+
+impl Medium {
+    pub(super) fn connect(&self, file: &Path, access: OpenFlags) -> rusqlite::Result<Connection> {
+        let flags = access | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = match self.vfs {
+            None => Connection::open_with_flags(file, flags)?,
+            Some(vfs) => Connection::open_with_flags_and_vfs(file, flags, vfs)?,
+        };
+        connection.busy_timeout(self.busy)?;
+        Ok(connection)
+    }
+}
+
+pub(super) struct Writer {
+    pub(super) connection: Connection,
+    pub(super) file: PathBuf,
+    synchronous: &'static str,
+    busy: Duration,
+    pub(super) books: Books,
+    max_bytes: u64,
+    max_age_ns: u64,
+    /// The clocks when the agent began: age is counted by them, so that a
+    /// clock that is set forward does not empty the store.
+    pub(super) began: ClockPair,
+    ledger_written_ns: u64,
+    /// Whether a commit failed so late that it may be in the file.
+    pub(super) is_unsure: bool,
+    line: Vec<u8>,
+}
+
+/// Makes the ledger's JSON.
+pub(super) type Ledger = dyn Fn() -> Vec<u8> + Send + Sync;
+
+/// What went wrong, by what can be done about it.
+#[derive(Debug)]
+pub(super) enum Trouble {
+    /// The file can't be read: it is set aside.
+    Corrupt(String),
+    /// It may work later, with this file.
+    Later(String),
+}
+
+impl Trouble {
+    pub(super) fn why(self) -> String {
+        self.to_string()
+    }
+}
+
+impl std::fmt::Display for Trouble {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (Trouble::Corrupt(why) | Trouble::Later(why)) = self;
+        f.write_str(why)
+    }
+}
+
+impl From<rusqlite::Error> for Trouble {
+    fn from(error: rusqlite::Error) -> Self {
+        let said = error.to_string();
+        let rusqlite::Error::SqliteFailure(failure, _) = &error else {
+            // A value that can't be what it is: somebody else wrote it.
+            return Trouble::Corrupt(said);
+        };
+        match failure.code {
+            ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => Trouble::Corrupt(said),
+            ErrorCode::DiskFull => Trouble::Later("the disk is full".to_owned()),
+            ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => {
+                Trouble::Later("another process holds a lock on it".to_owned())
+            }
+            // A row or an index that contradicts itself.
+            ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch => Trouble::Corrupt(said),
+            _ => Trouble::Later(said),
+        }
+    }
+}
+
+/// What the lock says of the agent before this one.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Before {
+    /// When it was last seen alive.
+    pub(super) alive_ns: u64,
+    /// It did not strike itself out, as one does that ends as it should.
+    pub(super) left_the_lock: bool,
+}
+
+/// What a file was like when it was opened.
+pub(super) enum Opened {
+    Ready(Box<Writer>),
+    /// A newer version's: another file is to be taken.
+    Newer(u32),
+}
+
+impl Writer {
+    pub(super) fn open(
+        file: &Path,
+        medium: &Medium,
+        config: &StoreConfig,
+        exporters: &[String],
+    ) -> Result<Opened, Trouble> {
+        let mut connection = medium.connect(file, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        connection.execute_batch(
+            "PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF; PRAGMA temp_store = MEMORY;
+             PRAGMA auto_vacuum = INCREMENTAL;",
+        )?;
+        let cache_kib = config.memory.cache_bytes >> 10;
+        connection.pragma_update(None, "cache_size", -signed(cache_kib as u64))?;
+        let mode: String =
+            connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
+        if mode != "wal" {
+            let why = format!("the file system has no shared memory (journal mode {mode})");
+            return Err(Trouble::Later(why));
+        }
+        match schema::migrate(&mut connection)? {
+            Found::Ours => {}
+            Found::Newer(version) => return Ok(Opened::Newer(version)),
+            Found::Foreign => return Err(Trouble::Corrupt("it is no store of vahti".to_owned())),
+        }
+        let wal_pages = wal_bytes(config.max_bytes.0) / 2 / PAGE_BYTES;
+        connection.pragma_update(None, "wal_autocheckpoint", signed(wal_pages))?;
+        connection.pragma_update(
+            None,
+            "journal_size_limit",
+            signed(wal_bytes(config.max_bytes.0)),
+        )?;
+        connection.pragma_update(None, "synchronous", medium.synchronous)?;
+        connection.set_prepared_statement_cache_capacity(32);
+        let books = Books::load(&connection, exporters)?;
+        Ok(Opened::Ready(Box::new(Writer {
+            connection,
+            file: file.to_owned(),
+            synchronous: medium.synchronous,
+            busy: medium.busy,
+            books,
+            max_bytes: config.max_bytes.0,
+            max_age_ns: u64::try_from(config.max_age.0.as_nanos()).unwrap_or(u64::MAX),
+            began: ClockPair::now(),
+            ledger_written_ns: 0,
+            is_unsure: false,
+            line: Vec::new(),
+        })))
+    }
+
+    /// Notes that an agent runs. At its start it is told when the one before
+    /// was last alive, and finds out since when none was, if that one did not
+    /// end as it should.
+    pub(super) fn begin(&mut self, before: Option<Before>) -> Result<Option<u64>, Trouble> {
+        let now = ClockPair::now().wall_ns;
+        let sql = "SELECT running, started, alive, gap_from FROM agent";
+        let (running, started, alive, gap) = self.connection.query_row(sql, [], |row| {
+            let gap: Option<i64> = row.get(3)?;
+            Ok((row.get::<_, bool>(0)?, unsigned(row, 1)?, unsigned(row, 2)?, gap))
+        })?;
+        // A file in which no agent ever ran: the one before may have had another.
+        let is_fresh = started == 0;
+        // One that was never told goes on.
+        let untold = gap.and_then(|gap| u64::try_from(gap).ok());
+        let unclean = before.filter(|it| running || (is_fresh && it.left_the_lock));
+        // The clock may have been set back since; no gap has a negative length.
+        let gap_from = untold.or(unclean.map(|it| alive.max(it.alive_ns).min(now)));
+        let mut books = self.books.clone();
+        books.gap_from_ns = books.gap_from_ns.or(gap_from);
+        books.mark_changed();
+        let transaction = self.connection.transaction_with_behavior(IMMEDIATE)?;
+        // Those of exporters that are not configured any more go.
+        transaction.execute("DELETE FROM accounts", [])?;
+        books.save(&transaction)?;
+        transaction.execute(
+            "UPDATE agent SET running = 1, started = ?1, alive = ?1, gap_from = ?2",
+            params![signed(now), books.gap_from_ns.map(signed)],
+        )?;
+        transaction.commit()?;
+        self.books = books;
+        Ok(gap_from)
+    }
+
+    /// Has the write-ahead log begin anew where it is beyond its share, which
+    /// only a reader can bring about: what it may still look at can't be
+    /// overwritten. Settling goes on meanwhile, as all that can be settled is
+    /// bounded by what is there.
+    ///
+    /// # Errors
+    /// A reader's transaction is still open; who it may be.
+    pub(super) fn bound_log(&mut self) -> Result<(), Trouble> {
+        let share = wal_bytes(self.max_bytes);
+        let log = folder::with_suffix(&self.file, "-wal");
+        if std::fs::metadata(&log).map_or(0, |meta| meta.len()) <= share {
+            return Ok(());
+        }
+        self.connection.busy_timeout(LOG_PATIENCE)?;
+        let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
+        let held = self.connection.query_row(sql, [], |row| row.get::<_, bool>(0));
+        self.connection.busy_timeout(self.busy)?;
+        if !held? {
+            return Ok(());
+        }
+        let readers = folder::readers(&self.file);
+        let readers = if readers.is_empty() { String::new() } else { format!(" ({readers})") };
+        Err(Trouble::Later(format!(
+            "the write-ahead log is beyond its {} MiB, as another process{readers} has kept a \
+             transaction open: end that one",
+            share >> 20
+        )))
+    }
+
+    /// Writes events and what comes with them, durably. Nothing of it happened
+    /// where it fails.
+    pub(super) fn commit(&mut self, batch: &[Arc<Event>], ledger: &Ledger) -> Result<(), Trouble> {
+        let mut books = self.books.clone();
+        let now = ClockPair::now();
+        let connection = &mut self.connection;
+        let transaction = connection.transaction_with_behavior(IMMEDIATE)?;
+        insert(&transaction, batch, &mut books, &mut self.line)?;
+        evict(&transaction, &mut books, self.max_bytes)?;
+        let oldest = oldest_ns(&self.began, now, self.max_age_ns);
+        evict_old(&transaction, &mut books, oldest)?;
+        if now.wall_ns.abs_diff(self.ledger_written_ns) >= LEDGER_INTERVAL_NS {
+            write_ledger(&transaction, now.wall_ns, ledger)?;
+            self.ledger_written_ns = now.wall_ns;
+        }
+        books.save(&transaction)?;
+        transaction
+            .prepare_cached("UPDATE agent SET alive = ?1, gap_from = ?2")?
+            .execute(params![signed(now.wall_ns), books.gap_from_ns.map(signed)])?;
+        self.is_unsure = true;
+        transaction.commit()?;
+        self.is_unsure = false;
+        self.books = books;
+        Ok(())
+    }
+
+    /// Lets go of what is too old, where nothing is committed.
+    pub(super) fn age(&mut self) -> Result<(), Trouble> {
+        let mut books = self.books.clone();
+        let transaction = self.connection.transaction_with_behavior(IMMEDIATE)?;
+        let oldest = oldest_ns(&self.began, ClockPair::now(), self.max_age_ns);
+        evict_old(&transaction, &mut books, oldest)?;
+        if books == self.books {
+            return Ok(());
+        }
+        books.save(&transaction)?;
+        transaction.commit()?;
+        self.books = books;
+        Ok(())
+    }
+
+    /// Moves an exporter's cursor. It is not waited for the disk: a power cut
+    /// may have the exporter send some again, and loses nothing.
+    pub(super) fn settle(
+        &mut self,
+        exporter: &str,
+        passed: &[(Priority, Vec<Passed>)],
+        rejected: &[(u64, String, String)],
+    ) -> Result<(), Trouble> {
+        let mut books = self.books.clone();
+        self.connection.pragma_update(None, "synchronous", "NORMAL")?;
+        let result = (|| -> Result<(), Trouble> {
+            let transaction = self.connection.transaction_with_behavior(IMMEDIATE)?;
+            for (priority, passed) in passed {
+                books.settle(exporter, *priority, passed)?;
+            }
+            if !rejected.is_empty() {
+                write_rejected(&transaction, exporter, rejected)?;
+            }
+            books.save(&transaction)?;
+            Ok(transaction.commit()?)
+        })();
+        self.connection.pragma_update(None, "synchronous", self.synchronous)?;
+        result?;
+        self.books = books;
+        Ok(())
+    }
+
+    /// The agent ends as it should.
+    pub(super) fn end(&mut self, ledger: &Ledger) -> Result<(), Trouble> {
+        let now = ClockPair::now().wall_ns;
+        let transaction = self.connection.transaction_with_behavior(IMMEDIATE)?;
+        write_ledger(&transaction, now, ledger)?;
+        transaction.execute("UPDATE agent SET running = 0, alive = ?1", [signed(now)])?;
+        transaction.commit()?;
+        // So that the file alone is all there is. Not where somebody reads: the
+        // log is emptied by whoever is the last to close it then.
+        self.connection.busy_timeout(Duration::ZERO)?;
+        let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
+        if self.connection.query_row(sql, [], |row| row.get::<_, bool>(0)).unwrap_or(true) {
+            tracing::debug!("somebody reads the store; its log stays");
+        }
+        Ok(())
+    }
+
+    /// Whether what was to be committed is there, after an error that leaves it
+    /// open.
+    pub(super) fn has_committed(&self, last_seq: u64) -> bool {
+        self.books.last_seq() >= last_seq
+    }
+}
+
+const IMMEDIATE: TransactionBehavior = TransactionBehavior::Immediate;
+
+/// What of the cap is for the write-ahead log.
+pub(super) fn wal_bytes(max_bytes: u64) -> u64 {
+    (max_bytes / 4).clamp(2 << 20, 32 << 20)
+}
+
+fn insert(
+    transaction: &Transaction<'_>,
+    batch: &[Arc<Event>],
+    books: &mut Books,
+    line: &mut Vec<u8>,
+) -> rusqlite::Result<()> {
+    let mut statement = transaction.prepare_cached(
+        "INSERT INTO events VALUES (?1,?2,?3,?4,?5,?6,?7,?8,NULL,?9,?10,?11,?12,?13,?14,?15,?16,?17)",
+    )?;
+    let mut seq = books.last_seq();
+    for event in batch {
+        seq += 1;
+        line.clear();
+        to_json_line(event, line);
+        let json = line.strip_suffix(b"\n").unwrap_or(line);
+        let json = std::str::from_utf8(json).unwrap_or_default();
+        let kind = event.kind;
+        let process = event.process.as_ref();
+        let peer = match &event.data {
+            EventData::Network(network) => peer_text(&network.peer),
+            _ => None,
+        };
+        statement.execute(params![
+            signed(seq),
+            event.id.to_string(),
+            signed(event.time_ns),
+            signed(event.observed_ns),
+            kind.priority().as_str(),
+            kind.event_type(),
+            kind.subtype(),
+            event.severity.as_str(),
+            event.container.as_ref().map(|c| escape_text(&c.id)),
+            process.and_then(|p| p.name.as_ref()).map(|name| escape(name.as_bytes())),
+            process.and_then(|p| p.pid),
+            peer,
+            event.trace_id.is_set().then(|| event.trace_id.to_string()),
+            event.span_id.map(|span| span.to_string()),
+            event.parent_span_id.map(|span| span.to_string()),
+            signed(event.count),
+            json,
+        ])?;
+        books.commit(seq, kind.priority(), event.count);
+        if kind == &AGENT_GAP {
+            books.gap_from_ns = None;
+        }
+    }
+    Ok(())
+}
+
+fn peer_text(peer: &Endpoint) -> Option<String> {
+    let address = peer.address?;
+    Some(match peer.port {
+        Some(port) => SocketAddr::new(address, port).to_string(),
+        None => address.to_string(),
+    })
+}
+
+/// Makes room below the cap: what every exporter has first, then what is still
+/// owed; normal events before critical ones, older before newer.
+fn evict(transaction: &Transaction<'_>, books: &mut Books, max_bytes: u64) -> Result<(), Trouble> {
+    // A batch is written before what it takes the place of leaves, and a file
+    // does not become smaller again: there is room for both beside the log.
+    let beside_log = max_bytes.saturating_sub(wal_bytes(max_bytes));
+    let limit = beside_log - (wal_bytes(max_bytes) / 2).min(beside_log / 4);
+    let mut used = used_bytes(transaction)?;
+    if used <= limit {
+        return Ok(());
+    }
+    // Somewhat more than is needed, so that not every commit has to.
+    let target = limit - limit / 64;
+    let stages = [
+        (Priority::Normal, true),
+        (Priority::Critical, true),
+        (Priority::Normal, false),
+        (Priority::Critical, false),
+    ];
+    for (priority, settled) in stages {
+        while used > target {
+            let to = if settled { books.settled_by_all(priority) } else { u64::MAX };
+            let rows: u64 = books.own.counts.iter().map(|c| c.stored.envelopes).sum();
+            let row_bytes = (used / rows.max(1)).max(64);
+            let wanted = ((used - target) / row_bytes).clamp(16, 20_000);
+            if delete(transaction, books, priority, to, wanted, Gone::Full)? == 0 {
+                break;
+            }
+            used = used_bytes(transaction)?;
+        }
+    }
+    let stored: u64 = books.own.counts.iter().map(|c| c.stored.envelopes).sum();
+    if used > target && stored > 0 {
+        // A damaged tree leads past its rows; the file would grow for ever.
+        return Err(Contradiction.into());
+    }
+    Ok(())
+}
+
+fn used_bytes(transaction: &Transaction<'_>) -> rusqlite::Result<u64> {
+    let number = |sql| -> rusqlite::Result<u64> {
+        transaction.prepare_cached(sql)?.query_row([], |row| unsigned(row, 0))
+    };
+    let pages = number("PRAGMA page_count")?.saturating_sub(number("PRAGMA freelist_count")?);
+    Ok(pages * PAGE_BYTES)
+}
+
+/// Deletes the oldest of a priority, up to `to`; returns how many.
+fn delete(
+    transaction: &Transaction<'_>,
+    books: &mut Books,
+    priority: Priority,
+    to: u64,
+    limit: u64,
+    why: Gone,
+) -> Result<u64, Trouble> {
+    let mut statement = transaction.prepare_cached(
+        "DELETE FROM events WHERE seq IN (
+             SELECT seq FROM events WHERE priority = ?1 AND seq > ?2 AND seq <= ?3
+             ORDER BY seq LIMIT ?4)
+         RETURNING seq, count, priority",
+    )?;
+    let from = signed(books.gone_to[priority as usize]);
+    let mut rows = statement.query(params![priority.as_str(), from, signed(to), signed(limit)])?;
+    let mut deleted = 0;
+    while let Some(row) = rows.next()? {
+        let priority = priority_of(row.get_ref(2)?.as_str().unwrap_or_default());
+        books.evict(unsigned(row, 0)?, priority, unsigned(row, 1)?, why)?;
+        deleted += 1;
+    }
+    Ok(deleted)
+}
+
+/// From when on events are kept. By the clocks as they were at the start: one
+/// that was set forward must not empty the store.
+fn oldest_ns(began: &ClockPair, now: ClockPair, max_age_ns: u64) -> u64 {
+    began.wall_of(now.boot_ns).min(now.wall_ns).saturating_sub(max_age_ns)
+}
+
+/// Lets go of what was seen before `oldest_ns`.
+fn evict_old(
+    transaction: &Transaction<'_>,
+    books: &mut Books,
+    oldest_ns: u64,
+) -> Result<(), Trouble> {
+    for priority in Priority::ALL {
+        let from = signed(books.gone_to[priority as usize]);
+        let first: Option<u64> = transaction
+            .prepare_cached(
+                "SELECT observed FROM events WHERE priority = ?1 AND seq > ?2 ORDER BY seq LIMIT 1",
+            )?
+            .query_map(params![priority.as_str(), from], |row| unsigned(row, 0))?
+            .next()
+            .transpose()?;
+        if first.is_none_or(|first| first >= oldest_ns) {
+            continue;
+        }
+        // What comes before the first that is kept goes, so that what is gone
+        // is a beginning.
+        let kept: Option<u64> = transaction
+            .prepare_cached(
+                "SELECT seq FROM events WHERE priority = ?1 AND seq > ?2 AND observed >= ?3
+                 ORDER BY seq LIMIT 1",
+            )?
+            .query_map(params![priority.as_str(), from, signed(oldest_ns)], |row| unsigned(row, 0))?
+            .next()
+            .transpose()?;
+        let to = kept.map_or(u64::MAX, |kept| kept - 1);
+        delete(transaction, books, priority, to, 20_000, Gone::Age)?;
+    }
+    Ok(())
+}
+
+fn write_ledger(transaction: &Transaction<'_>, now: u64, ledger: &Ledger) -> rusqlite::Result<()> {
+    let json = String::from_utf8(ledger()).unwrap_or_default();
+    transaction
+        .prepare_cached("INSERT OR REPLACE INTO ledger VALUES (1, ?1, ?2)")?
+        .execute(params![signed(now), json])?;
+    Ok(())
+}
+
+fn write_rejected(
+    transaction: &Transaction<'_>,
+    exporter: &str,
+    rejected: &[(u64, String, String)],
+) -> rusqlite::Result<()> {
+    let now = signed(ClockPair::now().wall_ns);
+    for (seq, id, reason) in rejected {
+        transaction
+            .prepare_cached(
+                "INSERT INTO rejected (exporter, seq, id, time, reason) VALUES (?1,?2,?3,?4,?5)",
+            )?
+            .execute(params![exporter, signed(*seq), id, now, reason])?;
+    }
+    transaction
+        .prepare_cached(
+            "DELETE FROM rejected WHERE number <= (SELECT max(number) FROM rejected) - ?1",
+        )?
+        .execute([KEPT_REJECTED])?;
+    Ok(())
+}
+
+impl From<Contradiction> for Trouble {
+    fn from(_: Contradiction) -> Self {
+        Trouble::Corrupt("its accounts and its events contradict each other".to_owned())
+    }
+}
+
+impl From<StoreError> for Trouble {
+    fn from(error: StoreError) -> Self {
+        Trouble::Later(error.to_string())
+    }
+}
