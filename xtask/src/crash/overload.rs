@@ -17,7 +17,7 @@ use super::slow::{self, Allowance, Disk};
 use super::{figure, rounds};
 
 /// Crashes a second, and refused connects: more than two cores make.
-const LOAD: (u64, u64) = (60, 40_000);
+const LOAD: (u64, u64) = (300, 40_000);
 /// How many times more is offered than taken.
 const TIMES: u64 = 10;
 
@@ -68,15 +68,19 @@ impl Case {
 
     /// The lanes to what is slow.
     fn lanes(self, ledger: &Value) -> impl Iterator<Item = &Value> {
-        let of_observers = members(&ledger["observers"]).flat_map(|o| members(&o["lanes"]));
-        let of_store = members(&ledger["store"]["lanes"]);
-        of_observers.chain(of_store).filter(move |lane| match self {
+        all_lanes(ledger).filter(move |lane| match self {
             Case::None | Case::Stdout | Case::File => true,
             // The file is served from the store.
-            Case::Durable => lane["observer"].is_null() || lane["emitter"] == "file",
-            Case::Store => lane["emitter"] != "none" && lane["emitter"] != "(store)",
+            Case::Durable => lane["emitter"] == "file",
+            Case::Store => lane["emitter"] == "store",
         })
     }
+}
+
+/// Those of the observers, and what the store owes.
+fn all_lanes(ledger: &Value) -> impl Iterator<Item = &Value> {
+    let of_observers = members(&ledger["observers"]).flat_map(|o| members(&o["lanes"]));
+    of_observers.chain(members(&ledger["store"]["lanes"]))
 }
 
 /// All emitters in turn; an error names all that does not hold.
@@ -190,7 +194,7 @@ fn conclude(place: &Place, case: Case, agent: &Agent) -> Result<Vec<String>, Str
     }
     sleep(Duration::from_millis(500));
     let ledger = place.ledger();
-    for (reason, events) in drops(case.lanes(&ledger)) {
+    for (reason, events) in drops(all_lanes(&ledger)) {
         figure(&format!("  dropped: {reason}"), events);
     }
     figure("differences in the ledger", differences(&ledger));
@@ -214,9 +218,10 @@ fn what_is_wrong(case: Case, ledger: &Value, peak: u64) -> Vec<String> {
     if differences > 0 {
         wrong.push(format!("{differences} are not accounted for"));
     }
-    for (reason, events) in drops(case.lanes(ledger)) {
-        // So few critical ones fit in any lane: one that had to leave its
-        // queue left while normal ones stayed.
+    for (reason, events) in drops(all_lanes(ledger)) {
+        // They are less than a hundredth, so no queue ever has to give one up;
+        // that is more than is asked of a lane, which may once it holds nothing
+        // else.
         let queued = reason.starts_with("critical queue_");
         if queued || case.keeps() && reason.starts_with("critical") {
             wrong.push(format!("{events} dropped: {reason}"));
