@@ -1,5 +1,5 @@
 //! `cargo xtask crash`: the release binary is killed again and again under load,
-//! or its back end is taken away; what it promised is looked up afterwards.
+//! or its back end is taken away or slowed down; what it promised is looked up afterwards.
 //!
 //! Everything is seen from the outside. The load comes from processes of its
 //! own, and so does the oracle: `vahti ledger --follow`, which prints the id of
@@ -8,15 +8,17 @@
 mod agent;
 mod load;
 mod outage;
+mod overload;
 mod proof;
 mod rounds;
+mod slow;
 
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use self::rounds::Plan;
 
-/// Runs `crash outage`, or kills as often as asked.
+/// Runs `crash outage` or `crash overload`, or kills as often as asked.
 pub(crate) fn run(args: &[&str]) -> Result<(), String> {
     if let Some(why) = cannot() {
         return Err(why);
@@ -25,6 +27,11 @@ pub(crate) fn run(args: &[&str]) -> Result<(), String> {
         let events = option(rest, "--events")?.unwrap_or(100_000);
         build()?;
         return in_folder("outage", |folder| outage::run(folder, events));
+    }
+    if let ["overload", rest @ ..] = args {
+        let time = Duration::from_secs(option(rest, "--seconds")?.unwrap_or(60));
+        build()?;
+        return in_folder("overload", |folder| overload::run(folder, time));
     }
     let plan = Plan {
         kills: option(args, "--kills")?.unwrap_or(200),

@@ -21,6 +21,8 @@ usage: cargo xtask <command>
                up what it promised (as root; 200 kills, a store that keeps all)
   crash outage [--events N]
                take a durable exporter's disk away for so many events (100,000)
+  crash overload [--seconds N]
+               offer each emitter ten times what it takes, for so long (60)
   deb          build the release binary and make a Debian package of it,
                target/debian/vahti_VERSION_ARCH.deb
   bpf --check  compile them elsewhere and fail if they differ from what is committed

@@ -50,6 +50,11 @@ impl Place {
             store.display(),
             lines.display()
         );
+        self.configure_as(&config)
+    }
+
+    /// Writes this configuration.
+    pub(super) fn configure_as(&self, config: &str) -> Result<(), String> {
         fs::write(self.folder.join("vahti.yaml"), config).map_err(|e| e.to_string())
     }
 
@@ -81,6 +86,10 @@ pub(super) struct Agent {
 
 impl Agent {
     pub(super) fn start(place: &Place) -> Result<Self, String> {
+        Self::start_writing_to(place, Stdio::null())
+    }
+
+    pub(super) fn start_writing_to(place: &Place, stdout: Stdio) -> Result<Self, String> {
         let (exec, exec_ns) = (Instant::now(), now_ns());
         let mut child = place
             .vahti("run")
@@ -90,7 +99,7 @@ impl Agent {
             .env_remove("VAHTI_STORE")
             .env_remove("VAHTI_EMIT")
             .env_remove("VAHTI_OBSERVERS")
-            .stdout(Stdio::null())
+            .stdout(stdout)
             .stderr(Stdio::piped())
             .spawn()
             .map_err(|e| format!("vahti run: {e}"))?;

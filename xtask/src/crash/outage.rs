@@ -11,7 +11,7 @@ use super::{figure, rounds};
 
 /// What the agent may have in memory: its budget, a fifth more, and what the
 /// program itself takes.
-const BUDGET: u64 = 64 << 20;
+pub(super) const BUDGET: u64 = 64 << 20;
 
 /// Commits so many events that nobody takes, then has the exporter's disk back.
 pub(super) fn run(folder: &Path, events: u64) -> Result<(), String> {
