@@ -106,11 +106,17 @@ impl Cursor {
     /// Reads on where it looked last, at most `limit`.
     fn look(&mut self, priority: Priority, limit: usize) -> Result<(), LogError> {
         let p = priority as usize;
-        let (end, gone_to) = {
+        let (end, gone_to, is_owed) = {
             let view = self.shared.view();
-            (view.books.last_seq(), view.books.gone_to[p])
+            let account = view.books.exporter(&self.exporter);
+            let is_owed = account.is_none_or(|a| a.counts[p].stored.envelopes > 0);
+            (view.books.last_seq(), view.books.gone_to[p], is_owed)
         };
         self.windows[p].retain(|read| read.seq > gone_to);
+        if !is_owed {
+            // No index leads to a priority: all there is would be looked at.
+            self.looked_to[p] = end.max(self.looked_to[p]);
+        }
         let from = self.looked_to[p].max(gone_to);
         if from >= end || limit == 0 {
             return Ok(());

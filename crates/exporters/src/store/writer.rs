@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior, ffi, params};
 use vahti_runtime::clock::ClockPair;
 use vahti_runtime::event::{
     AGENT_GAP, Endpoint, Event, EventData, Priority, escape, escape_text, to_json_line,
@@ -65,6 +65,9 @@ pub(super) struct Writer {
     /// clock that is set forward does not empty the store.
     pub(super) began: ClockPair,
     ledger_written_ns: u64,
+    /// By priority: the oldest that is there, and when it was seen. No index
+    /// leads to it, so it is looked up only once it has left.
+    oldest: [Option<Oldest>; 2],
     /// Whether a commit failed so late that it may be in the file.
     pub(super) is_unsure: bool,
     line: Vec<u8>,
@@ -99,10 +102,15 @@ impl From<rusqlite::Error> for Trouble {
     fn from(error: rusqlite::Error) -> Self {
         let said = error.to_string();
         let rusqlite::Error::SqliteFailure(failure, _) = &error else {
-            // A value that can't be what it is: somebody else wrote it.
+            // A value that can't be what it is: somebody else wrote it. Or a
+            // statement that does not fit the schema, which is ours.
             return Trouble::Corrupt(said);
         };
         match failure.code {
+            // Our statements fit our schema: a table is gone.
+            ErrorCode::Unknown if failure.extended_code & 0xff == ffi::SQLITE_ERROR => {
+                Trouble::Corrupt(said)
+            }
             ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => Trouble::Corrupt(said),
             ErrorCode::DiskFull => Trouble::Later("the disk is full".to_owned()),
             ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => {
@@ -176,6 +184,7 @@ impl Writer {
             max_age_ns: u64::try_from(config.max_age.0.as_nanos()).unwrap_or(u64::MAX),
             began: ClockPair::now(),
             ledger_written_ns: 0,
+            oldest: [None; 2],
             is_unsure: false,
             line: Vec::new(),
         })))
@@ -253,7 +262,7 @@ impl Writer {
         insert(&transaction, batch, &mut books, &mut self.line)?;
         evict(&transaction, &mut books, self.max_bytes)?;
         let oldest = oldest_ns(&self.began, now, self.max_age_ns);
-        evict_old(&transaction, &mut books, oldest)?;
+        evict_old(&transaction, &mut books, &mut self.oldest, oldest)?;
         if now.wall_ns.abs_diff(self.ledger_written_ns) >= LEDGER_INTERVAL_NS {
             write_ledger(&transaction, now.wall_ns, ledger)?;
             self.ledger_written_ns = now.wall_ns;
@@ -274,7 +283,7 @@ impl Writer {
         let mut books = self.books.clone();
         let transaction = self.connection.transaction_with_behavior(IMMEDIATE)?;
         let oldest = oldest_ns(&self.began, ClockPair::now(), self.max_age_ns);
-        evict_old(&transaction, &mut books, oldest)?;
+        evict_old(&transaction, &mut books, &mut self.oldest, oldest)?;
         if books == self.books {
             return Ok(());
         }
@@ -419,7 +428,8 @@ fn evict(transaction: &Transaction<'_>, books: &mut Books, max_bytes: u64) -> Re
         (Priority::Critical, false),
     ];
     for (priority, settled) in stages {
-        while used > target {
+        // No index leads to a priority: for nothing all there is would be looked at.
+        while used > target && books.own.counts[priority as usize].stored.envelopes > 0 {
             let to = if settled { books.settled_by_all(priority) } else { u64::MAX };
             let rows: u64 = books.own.counts.iter().map(|c| c.stored.envelopes).sum();
             let row_bytes = (used / rows.max(1)).max(64);
@@ -431,11 +441,15 @@ fn evict(transaction: &Transaction<'_>, books: &mut Books, max_bytes: u64) -> Re
         }
     }
     let stored: u64 = books.own.counts.iter().map(|c| c.stored.envelopes).sum();
-    if used > target && stored > 0 {
+    if used > target && (stored > 0 || holds_any(transaction)?) {
         // A damaged tree leads past its rows; the file would grow for ever.
         return Err(Contradiction.into());
     }
     Ok(())
+}
+
+fn holds_any(transaction: &Transaction<'_>) -> rusqlite::Result<bool> {
+    transaction.prepare_cached("SELECT 1 FROM events LIMIT 1")?.exists([])
 }
 
 fn used_bytes(transaction: &Transaction<'_>) -> rusqlite::Result<u64> {
@@ -478,22 +492,45 @@ fn oldest_ns(began: &ClockPair, now: ClockPair, max_age_ns: u64) -> u64 {
     began.wall_of(now.boot_ns).min(now.wall_ns).saturating_sub(max_age_ns)
 }
 
-/// Lets go of what was seen before `oldest_ns`.
+/// An event's number, and when it was seen.
+type Oldest = (u64, u64);
+
+/// What finds the oldest of a priority; it passes over those of the other.
+pub(super) const FIND_OLDEST: &str =
+    "SELECT seq, observed FROM events WHERE priority = ?1 AND seq > ?2 ORDER BY seq LIMIT 1";
+
+/// How many are let go of at once for their age.
+const AT_ONCE: u64 = 20_000;
+
+/// Lets go of what was seen before `oldest_ns`, as much as is let go of at once.
 fn evict_old(
     transaction: &Transaction<'_>,
     books: &mut Books,
+    oldest: &mut [Option<Oldest>; 2],
     oldest_ns: u64,
 ) -> Result<(), Trouble> {
     for priority in Priority::ALL {
-        let from = signed(books.gone_to[priority as usize]);
-        let first: Option<u64> = transaction
-            .prepare_cached(
-                "SELECT observed FROM events WHERE priority = ?1 AND seq > ?2 ORDER BY seq LIMIT 1",
-            )?
-            .query_map(params![priority.as_str(), from], |row| unsigned(row, 0))?
-            .next()
-            .transpose()?;
-        if first.is_none_or(|first| first >= oldest_ns) {
+        let p = priority as usize;
+        if books.own.counts[p].stored.envelopes == 0 {
+            continue;
+        }
+        let from = books.gone_to[p];
+        let (seq, observed) = match oldest[p].filter(|(seq, _)| *seq > from) {
+            Some(known) => known,
+            None => {
+                let found: Option<Oldest> = transaction
+                    .prepare_cached(FIND_OLDEST)?
+                    .query_map(params![priority.as_str(), signed(from)], |row| {
+                        Ok((unsigned(row, 0)?, unsigned(row, 1)?))
+                    })?
+                    .next()
+                    .transpose()?;
+                // The accounts know of some.
+                found.ok_or(Contradiction)?
+            }
+        };
+        oldest[p] = Some((seq, observed));
+        if observed >= oldest_ns {
             continue;
         }
         // What comes before the first that is kept goes, so that what is gone
@@ -503,11 +540,13 @@ fn evict_old(
                 "SELECT seq FROM events WHERE priority = ?1 AND seq > ?2 AND observed >= ?3
                  ORDER BY seq LIMIT 1",
             )?
-            .query_map(params![priority.as_str(), from, signed(oldest_ns)], |row| unsigned(row, 0))?
+            .query_map(params![priority.as_str(), signed(from), signed(oldest_ns)], |row| {
+                unsigned(row, 0)
+            })?
             .next()
             .transpose()?;
         let to = kept.map_or(u64::MAX, |kept| kept - 1);
-        delete(transaction, books, priority, to, 20_000, Gone::Age)?;
+        delete(transaction, books, priority, to, AT_ONCE, Gone::Age)?;
     }
     Ok(())
 }
