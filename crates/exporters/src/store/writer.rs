@@ -145,12 +145,19 @@ impl Writer {
         medium: &Medium,
         config: &StoreConfig,
         exporters: &[String],
+        began: ClockPair,
     ) -> Result<Opened, Trouble> {
         let mut connection = medium.connect(file, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         connection.execute_batch(
-            "PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF; PRAGMA temp_store = MEMORY;
-             PRAGMA auto_vacuum = INCREMENTAL;",
+            "PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF; PRAGMA temp_store = MEMORY;",
         )?;
+        // What is not ours is not changed in the least.
+        match schema::look_first(&connection)? {
+            Found::Ours => {}
+            Found::Newer(version) => return Ok(Opened::Newer(version)),
+            Found::Foreign => return Err(foreign()),
+        }
+        connection.execute_batch("PRAGMA auto_vacuum = INCREMENTAL")?;
         let cache_kib = config.memory.cache_bytes >> 10;
         connection.pragma_update(None, "cache_size", -signed(cache_kib as u64))?;
         let mode: String =
@@ -162,7 +169,7 @@ impl Writer {
         match schema::migrate(&mut connection)? {
             Found::Ours => {}
             Found::Newer(version) => return Ok(Opened::Newer(version)),
-            Found::Foreign => return Err(Trouble::Corrupt("it is no store of vahti".to_owned())),
+            Found::Foreign => return Err(foreign()),
         }
         let wal_pages = wal_bytes(config.max_bytes.0) / 2 / PAGE_BYTES;
         connection.pragma_update(None, "wal_autocheckpoint", signed(wal_pages))?;
@@ -182,7 +189,7 @@ impl Writer {
             books,
             max_bytes: config.max_bytes.0,
             max_age_ns: u64::try_from(config.max_age.0.as_nanos()).unwrap_or(u64::MAX),
-            began: ClockPair::now(),
+            began,
             ledger_written_ns: 0,
             oldest: [None; 2],
             is_unsure: false,
@@ -228,24 +235,26 @@ impl Writer {
     /// overwritten. Settling goes on meanwhile, as all that can be settled is
     /// bounded by what is there.
     ///
+    /// Where a reader's transaction is still open, it tells whose it may be.
+    ///
     /// # Errors
-    /// A reader's transaction is still open; who it may be.
-    pub(super) fn bound_log(&mut self) -> Result<(), Trouble> {
+    /// The file or its log can't be read or written.
+    pub(super) fn bound_log(&mut self) -> Result<Option<String>, Trouble> {
         let share = wal_bytes(self.max_bytes);
         let log = folder::with_suffix(&self.file, "-wal");
         if std::fs::metadata(&log).map_or(0, |meta| meta.len()) <= share {
-            return Ok(());
+            return Ok(None);
         }
         self.connection.busy_timeout(LOG_PATIENCE)?;
         let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
         let held = self.connection.query_row(sql, [], |row| row.get::<_, bool>(0));
         self.connection.busy_timeout(self.busy)?;
         if !held? {
-            return Ok(());
+            return Ok(None);
         }
         let readers = folder::readers(&self.file);
         let readers = if readers.is_empty() { String::new() } else { format!(" ({readers})") };
-        Err(Trouble::Later(format!(
+        Ok(Some(format!(
             "the write-ahead log is beyond its {} MiB, as another process{readers} has kept a \
              transaction open: end that one",
             share >> 20
@@ -261,8 +270,10 @@ impl Writer {
         let transaction = connection.transaction_with_behavior(IMMEDIATE)?;
         insert(&transaction, batch, &mut books, &mut self.line)?;
         evict(&transaction, &mut books, self.max_bytes)?;
-        let oldest = oldest_ns(&self.began, now, self.max_age_ns);
-        evict_old(&transaction, &mut books, &mut self.oldest, oldest)?;
+        let mut oldest = self.oldest;
+        let oldest_ns = oldest_ns(&self.began, now, self.max_age_ns);
+        evict_old(&transaction, &mut books, &mut oldest, oldest_ns)?;
+        shrink(&transaction, self.max_bytes)?;
         if now.wall_ns.abs_diff(self.ledger_written_ns) >= LEDGER_INTERVAL_NS {
             write_ledger(&transaction, now.wall_ns, ledger)?;
             self.ledger_written_ns = now.wall_ns;
@@ -275,22 +286,26 @@ impl Writer {
         transaction.commit()?;
         self.is_unsure = false;
         self.books = books;
+        self.oldest = oldest;
         Ok(())
     }
 
-    /// Lets go of what is too old, where nothing is committed.
-    pub(super) fn age(&mut self) -> Result<(), Trouble> {
+    /// Lets go of what is too old, where nothing is committed; whether there
+    /// may be more of it.
+    pub(super) fn age(&mut self) -> Result<bool, Trouble> {
         let mut books = self.books.clone();
         let transaction = self.connection.transaction_with_behavior(IMMEDIATE)?;
-        let oldest = oldest_ns(&self.began, ClockPair::now(), self.max_age_ns);
-        evict_old(&transaction, &mut books, &mut self.oldest, oldest)?;
+        let mut oldest = self.oldest;
+        let oldest_ns = oldest_ns(&self.began, ClockPair::now(), self.max_age_ns);
+        let is_more = evict_old(&transaction, &mut books, &mut oldest, oldest_ns)?;
+        self.oldest = oldest;
         if books == self.books {
-            return Ok(());
+            return Ok(false);
         }
         books.save(&transaction)?;
         transaction.commit()?;
         self.books = books;
-        Ok(())
+        Ok(is_more)
     }
 
     /// Moves an exporter's cursor. It is not waited for the disk: a power cut
@@ -336,12 +351,10 @@ impl Writer {
         }
         Ok(())
     }
+}
 
-    /// Whether what was to be committed is there, after an error that leaves it
-    /// open.
-    pub(super) fn has_committed(&self, last_seq: u64) -> bool {
-        self.books.last_seq() >= last_seq
-    }
+fn foreign() -> Trouble {
+    Trouble::Corrupt("it is no store of vahti".to_owned())
 }
 
 const IMMEDIATE: TransactionBehavior = TransactionBehavior::Immediate;
@@ -502,13 +515,15 @@ pub(super) const FIND_OLDEST: &str =
 /// How many are let go of at once for their age.
 const AT_ONCE: u64 = 20_000;
 
-/// Lets go of what was seen before `oldest_ns`, as much as is let go of at once.
+/// Lets go of what was seen before `oldest_ns`, as much as is let go of at
+/// once; whether that may not have been all.
 fn evict_old(
     transaction: &Transaction<'_>,
     books: &mut Books,
     oldest: &mut [Option<Oldest>; 2],
     oldest_ns: u64,
-) -> Result<(), Trouble> {
+) -> Result<bool, Trouble> {
+    let mut is_more = false;
     for priority in Priority::ALL {
         let p = priority as usize;
         if books.own.counts[p].stored.envelopes == 0 {
@@ -546,7 +561,32 @@ fn evict_old(
             .next()
             .transpose()?;
         let to = kept.map_or(u64::MAX, |kept| kept - 1);
-        delete(transaction, books, priority, to, AT_ONCE, Gone::Age)?;
+        is_more |= delete(transaction, books, priority, to, AT_ONCE, Gone::Age)? >= AT_ONCE;
+    }
+    Ok(is_more)
+}
+
+/// How many pages are given back at once: a megabyte, which goes through the
+/// write-ahead log.
+const GIVEN_BACK: u64 = 256;
+
+/// Gives pages back that nobody uses, while the file is beyond what the cap
+/// leaves it: the cap was greater once.
+fn shrink(transaction: &Transaction<'_>, max_bytes: u64) -> rusqlite::Result<()> {
+    let number = |sql| -> rusqlite::Result<u64> {
+        transaction.prepare_cached(sql)?.query_row([], |row| unsigned(row, 0))
+    };
+    let share = max_bytes.saturating_sub(wal_bytes(max_bytes)) / PAGE_BYTES;
+    let excess = number("PRAGMA page_count")?.saturating_sub(share);
+    if excess == 0 {
+        return Ok(());
+    }
+    let pages = excess.min(number("PRAGMA freelist_count")?).min(GIVEN_BACK);
+    if pages > 0 {
+        // Every step of it gives one page back.
+        let mut statement = transaction.prepare(&format!("PRAGMA incremental_vacuum({pages})"))?;
+        let mut steps = statement.query([])?;
+        while steps.next()?.is_some() {}
     }
     Ok(())
 }
