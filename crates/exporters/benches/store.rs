@@ -29,19 +29,19 @@ fn main() {
     let flush = median((0..ROUNDS).map(|_| flush_ms(folder.path())).collect());
     println!("store: distinct events, committed and synced (median of {ROUNDS}, one thread)");
     println!("  fdatasync of 4 KiB, median: {flush:.2} ms");
-    for batch in [512, 4_096] {
+    for (batch, normal_only) in [(512, false), (4_096, false), (512, true)] {
         let mut rates = Vec::new();
         let mut p99 = Vec::new();
         let mut evicted = 0;
         for round in 0..ROUNDS {
-            let path = folder.path().join(format!("{batch}-{round}"));
+            let path = folder.path().join(format!("{batch}-{normal_only}-{round}"));
             let mut config = StoreConfig::at(&path);
             // Small enough that most of the run evicts.
             config.max_bytes = ByteSize::mib(64);
             let store = Store::open(config, vec![], Duration::ZERO).unwrap();
             let mut emitter = store.emitter();
             let batches: Vec<Vec<Arc<Event>>> = (0..EVENTS / batch)
-                .map(|b| (b * batch..(b + 1) * batch).map(event).collect())
+                .map(|b| (b * batch..(b + 1) * batch).map(|n| event(n, normal_only)).collect())
                 .collect();
             let mut took = Vec::new();
             let start = Instant::now();
@@ -60,15 +60,17 @@ fn main() {
             std::fs::remove_dir_all(&path).unwrap();
         }
         println!(
-            "  commits of {batch:>5}: {:>7.0} events/s, p99 of a commit {:.1} ms, {evicted} of {EVENTS} evicted",
+            "  commits of {batch:>5}{}: {:>7.0} events/s, p99 of a commit {:.1} ms, {evicted} of {EVENTS} evicted",
+            if normal_only { ", none critical" } else { "" },
             median(rates),
             median(p99)
         );
     }
 }
 
-fn event(n: u64) -> Arc<Event> {
-    let kind = if n.is_multiple_of(100) { &PROCESS_CRASH } else { &CONNECTION_REFUSED };
+fn event(n: u64, normal_only: bool) -> Arc<Event> {
+    let kind =
+        if n.is_multiple_of(100) && !normal_only { &PROCESS_CRASH } else { &CONNECTION_REFUSED };
     let now = ClockPair::now().wall_ns + n * 10_000;
     let hash = n.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     let endpoint = |n: u64| Endpoint {

@@ -32,7 +32,7 @@ use std::future::ready;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -46,7 +46,8 @@ use vahti_runtime::ledger::{LaneLine, Tally};
 use vahti_runtime::units::{ByteSize, HumanDuration};
 
 use self::books::{Books, OWN, Passed};
-use self::folder::Lock;
+use self::folder::{Inodes, Lock};
+use self::log::Parked;
 use self::writer::{Before, Ledger, Medium, Opened, Trouble, Writer};
 
 pub use self::reader::{Filter, ReadError, Reader, Row, Snapshot};
@@ -180,11 +181,16 @@ pub struct Store {
 struct Shared {
     config: StoreConfig,
     medium: Medium,
+    /// The clocks when the agent began: age is counted by them, so that one
+    /// that is set forward does not empty the store.
+    began: ClockPair,
     exporters: Vec<String>,
     ledger: Mutex<Box<Ledger>>,
     inner: Mutex<Inner>,
     /// What everybody may look at while a commit waits for the disk.
     view: Mutex<View>,
+    /// By exporter: what was delivered and could not be noted yet.
+    parked: Mutex<HashMap<String, Parked>>,
     committed: watch::Sender<u64>,
 }
 
@@ -195,8 +201,13 @@ struct Inner {
     /// What the accounts were when the file could be written last.
     books: Option<Books>,
     aged_ns: u64,
+    /// Not all that is too old was let go of at once.
+    is_more_old: bool,
     /// The batch that was committed last.
     last: Option<Mark>,
+    /// A batch that may have been committed, and which event is there then: the
+    /// file tells, once it is open again.
+    unsure: Option<(Mark, u64)>,
 }
 
 /// What tells a batch from every other.
@@ -217,9 +228,14 @@ impl Mark {
 
 struct View {
     books: Books,
-    in_flight: HashMap<String, [Tally; 2]>,
-    /// The file that is open, and which one since the start it is.
+    /// By exporter: by which of its cursors, and what.
+    in_flight: HashMap<String, (u64, [Tally; 2])>,
+    /// How many cursors were opened.
+    cursors: u64,
+    /// The file that is open, and which one since the start it is; it is the
+    /// same one after it was opened anew.
     file: Option<PathBuf>,
+    inodes: Option<Inodes>,
     generation: u64,
     gap_from_ns: Option<u64>,
     set_aside: u64,
@@ -227,6 +243,9 @@ struct View {
 
 /// How often age is looked at where nothing is committed.
 const AGE_INTERVAL_NS: u64 = 600_000_000_000;
+
+/// How long the end waits for a commit that is under way.
+const END_PATIENCE: Duration = Duration::from_secs(1);
 
 /// How long the first events of a group wait for others.
 pub const COMMIT_WINDOW: Duration = Duration::from_millis(10);
@@ -256,19 +275,31 @@ impl Store {
         let view = View {
             books,
             in_flight: HashMap::new(),
+            cursors: 0,
             file: None,
+            inodes: None,
             generation: 0,
             gap_from_ns: None,
             set_aside: 0,
         };
-        let inner = Inner { lock: None, writer: None, books: None, aged_ns: 0, last: None };
+        let inner = Inner {
+            lock: None,
+            writer: None,
+            books: None,
+            aged_ns: 0,
+            is_more_old: false,
+            last: None,
+            unsure: None,
+        };
         let shared = Arc::new(Shared {
             config,
             medium,
+            began: ClockPair::now(),
             exporters,
             ledger: Mutex::new(Box::new(|| b"{}".to_vec())),
             inner: Mutex::new(inner),
             view: Mutex::new(view),
+            parked: Mutex::default(),
             committed: watch::Sender::new(0),
         });
         let mut inner = shared.lock();
@@ -339,13 +370,16 @@ impl Store {
             tracing::debug!(%error, "the store's lock can't be touched");
         }
         let now = ClockPair::now().boot_ns;
-        if now.saturating_sub(inner.aged_ns) < AGE_INTERVAL_NS {
+        if !inner.is_more_old && now.saturating_sub(inner.aged_ns) < AGE_INTERVAL_NS {
             return;
         }
         inner.aged_ns = now;
-        let result = inner.writer.as_mut().map_or(Ok(()), |writer| writer.age());
+        let result = inner.writer.as_mut().map_or(Ok(false), |writer| writer.age());
         match result {
-            Ok(()) => self.shared.publish(&inner),
+            Ok(is_more) => {
+                inner.is_more_old = is_more;
+                self.shared.publish(&inner);
+            }
             Err(trouble) => self.shared.note(&mut inner, trouble),
         }
     }
@@ -365,8 +399,24 @@ impl Shared {
         }
     }
 
+    /// For whoever can't wait for a commit that does not come back.
+    fn lock_within(&self, patience: Duration) -> Option<MutexGuard<'_, Inner>> {
+        let until = Instant::now() + patience;
+        loop {
+            match self.try_lock() {
+                Some(inner) => return Some(inner),
+                None if Instant::now() >= until => return None,
+                None => std::thread::sleep(Duration::from_millis(5)),
+            }
+        }
+    }
+
     fn view(&self) -> MutexGuard<'_, View> {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn parked(&self) -> MutexGuard<'_, HashMap<String, Parked>> {
+        self.parked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn file(&self) -> Option<(PathBuf, u64)> {
@@ -388,8 +438,8 @@ impl Shared {
         if inner.lock.is_none() {
             self.lock_folder(inner, Duration::ZERO).map_err(|error| error.to_string())?;
         }
-        let writer = match self.begin(inner) {
-            Ok(writer) => writer,
+        let (writer, goes_on) = match self.begin(inner) {
+            Ok(begun) => begun,
             Err(Trouble::Later(why)) => return Err(why),
             Err(Trouble::Corrupt(why)) => {
                 self.set_aside(inner, &why)?;
@@ -400,17 +450,36 @@ impl Shared {
         if let Some(lock) = &mut inner.lock {
             lock.sign().map_err(|error| error.to_string())?;
         }
+        let inodes = Some(folder::inodes(&writer.file));
         let mut view = self.view();
+        let its = |inodes: &Option<Inodes>| inodes.map(|inodes| inodes.file);
+        let is_same = goes_on
+            && view.file.as_ref() == Some(&writer.file)
+            && its(&view.inodes) == its(&inodes);
+        // Cursors have the file and its log open. Whoever took the log away
+        // meanwhile left them one that nobody writes to.
+        if !is_same || view.inodes != inodes {
+            view.generation += 1;
+        }
         view.file = Some(writer.file.clone());
-        view.generation += 1;
+        view.inodes = inodes;
         drop(view);
+        let unsure = inner.unsure.take();
+        if !is_same {
+            inner.last = None;
+        } else if let Some((mark, last_seq)) = unsure
+            && writer.books.last_seq() >= last_seq
+        {
+            inner.last = Some(mark);
+        }
         inner.writer = Some(writer);
         self.publish(inner);
         Ok(())
     }
 
-    /// Opens the file and notes that an agent runs.
-    fn begin(&self, inner: &Inner) -> Result<Box<Writer>, Trouble> {
+    /// Opens the file and notes that an agent runs; whether it is the one that
+    /// was open before, with all that was in it.
+    fn begin(&self, inner: &Inner) -> Result<(Box<Writer>, bool), Trouble> {
         let mut writer = self.open_file()?;
         let Some(books) = inner.books.clone() else {
             let before = inner.lock.as_ref().map(|lock| Before {
@@ -419,11 +488,11 @@ impl Shared {
             });
             let gap = writer.begin(Some(before.unwrap_or_default()))?;
             self.view().gap_from_ns = gap;
-            return Ok(writer);
+            return Ok((writer, false));
         };
-        take_over(&mut writer, books)?;
+        let goes_on = take_over(&mut writer, books)?;
         writer.begin(None)?;
-        Ok(writer)
+        Ok((writer, goes_on))
     }
 
     fn open_file(&self) -> Result<Box<Writer>, Trouble> {
@@ -442,7 +511,7 @@ impl Shared {
                     continue;
                 }
             }
-            match Writer::open(&file, &self.medium, &self.config, &self.exporters)? {
+            match Writer::open(&file, &self.medium, &self.config, &self.exporters, self.began)? {
                 Opened::Ready(writer) => return Ok(writer),
                 Opened::Newer(version) => {
                     let file = shown(&file);
@@ -472,7 +541,6 @@ impl Shared {
     fn note(&self, inner: &mut Inner, trouble: Trouble) {
         let Some(writer) = inner.writer.take() else { return };
         inner.books = Some(writer.books.clone());
-        inner.last = None;
         drop(writer);
         if let Trouble::Corrupt(why) = trouble
             && let Err(error) = self.set_aside(inner, &why)
@@ -504,28 +572,38 @@ impl Shared {
 
     fn commit(&self, batch: &[Arc<Event>]) -> Result<(), String> {
         let mut inner = self.lock();
+        // It knows what became of a commit that it could not tell of.
+        self.ready(&mut inner)?;
         // After a call that took so long that it was left behind, its batch
         // comes again from whoever took over: it may have got through meanwhile.
         let mark = Mark::of(batch);
         if mark.is_some() && inner.last == mark {
             return Ok(());
         }
-        self.commit_once(&mut inner, batch)?;
+        self.commit_once(&mut inner, batch, mark)?;
         inner.last = mark;
         Ok(())
     }
 
-    fn commit_once(&self, inner: &mut Inner, batch: &[Arc<Event>]) -> Result<(), String> {
+    fn commit_once(
+        &self,
+        inner: &mut Inner,
+        batch: &[Arc<Event>],
+        mark: Option<Mark>,
+    ) -> Result<(), String> {
         // Once more with a fresh file, where the first can't be read.
         for _ in 0..2 {
             self.ready(inner)?;
             let Some(writer) = &mut inner.writer else { continue };
-            // The file is as it should be, and stays open.
-            writer.bound_log().map_err(Trouble::why)?;
-            let before = writer.books.clone();
-            let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-            let result = writer.commit(batch, &**ledger);
-            drop(ledger);
+            let result = match writer.bound_log() {
+                Ok(None) => {
+                    let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
+                    writer.commit(batch, &**ledger)
+                }
+                // The file is as it should be, and stays open.
+                Ok(Some(held)) => return Err(held),
+                Err(trouble) => Err(trouble),
+            };
             let trouble = match result {
                 Ok(()) => {
                     self.publish(inner);
@@ -533,19 +611,17 @@ impl Shared {
                 }
                 Err(trouble) => trouble,
             };
-            let is_unsure = writer.is_unsure;
+            // It may have been written all the same: the file knows.
+            let last_seq = writer.books.last_seq() + batch.len() as u64;
+            inner.unsure = mark.filter(|_| writer.is_unsure).map(|mark| (mark, last_seq));
+            let is_unsure = inner.unsure.is_some();
             let corrupt = matches!(trouble, Trouble::Corrupt(_));
             let why = trouble.to_string();
             self.note(inner, trouble);
             if corrupt {
                 continue;
             }
-            // It may have been written all the same: the file knows.
-            let wanted = before.last_seq() + batch.len() as u64;
-            if is_unsure
-                && self.ready(inner).is_ok()
-                && inner.writer.as_ref().is_some_and(|writer| writer.has_committed(wanted))
-            {
+            if is_unsure && self.ready(inner).is_ok() && inner.last == mark {
                 return Ok(());
             }
             return Err(why);
@@ -583,10 +659,13 @@ impl Shared {
 
     fn end(&self) -> Result<(), String> {
         // Without it the next start tells of an unclean end, which this was.
-        let Some(mut inner) = self.try_lock() else {
+        let Some(mut inner) = self.lock_within(END_PATIENCE) else {
             return Err("a commit has not come back".to_owned());
         };
-        let Some(writer) = &mut inner.writer else { return Ok(()) };
+        self.ready(&mut inner)?;
+        let Some(writer) = &mut inner.writer else {
+            return Err("it is not open".to_owned());
+        };
         let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         writer.end(&**ledger).map_err(Trouble::why)?;
         drop(ledger);
@@ -595,13 +674,14 @@ impl Shared {
     }
 }
 
-/// After the file was closed for a while, or replaced, the accounts go on.
-fn take_over(writer: &mut Writer, books: Books) -> Result<(), Trouble> {
+/// After the file was closed for a while, or replaced, the accounts go on;
+/// whether it is the same one.
+fn take_over(writer: &mut Writer, books: Books) -> Result<bool, Trouble> {
     let there = writer.books.last_seq();
     if there >= books.last_seq() {
         // The same file as before, with all that was written to it.
         writer.books.gone_to = books.gone_to;
-        return Ok(());
+        return Ok(true);
     }
     if there > 0 {
         // Somebody took its log away, or put an older copy in its place. Its
@@ -610,7 +690,7 @@ fn take_over(writer: &mut Writer, books: Books) -> Result<(), Trouble> {
     }
     writer.books = books;
     writer.books.lose_all();
-    Ok(())
+    Ok(false)
 }
 
 /// Commits events to the store.

@@ -60,6 +60,19 @@ pub(super) fn make_file(path: &Path) -> Result<(), StoreError> {
         .map_err(|error| StoreError::Io { operation: "open", path: path.to_owned(), error })
 }
 
+/// What stands behind a file's name, and behind those of its log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Inodes {
+    pub(super) file: u64,
+    log: [u64; 2],
+}
+
+/// Looks without opening any of them, which would cost SQLite its locks.
+pub(super) fn inodes(file: &Path) -> Inodes {
+    let inode = |suffix| fs::metadata(with_suffix(file, suffix)).map_or(0, |meta| meta.ino());
+    Inodes { file: inode(""), log: [inode("-wal"), inode("-shm")] }
+}
+
 /// Held by the agent that writes. Its time of change says when that agent was
 /// last alive.
 #[derive(Debug)]

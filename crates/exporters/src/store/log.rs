@@ -26,9 +26,8 @@ impl DurableLog for Store {
         let view = self.shared.view();
         let mut counts =
             view.books.exporter(emitter).map(|account| account.counts).unwrap_or_default();
-        for (counts, in_flight) in
-            counts.iter_mut().zip(view.in_flight.get(emitter).copied().unwrap_or_default())
-        {
+        let (_, in_flight) = view.in_flight.get(emitter).copied().unwrap_or_default();
+        for (counts, in_flight) in counts.iter_mut().zip(in_flight) {
             // What left the file while it was in flight was counted as dropped.
             counts.in_flight = least(counts.stored, in_flight);
             counts.stored -= counts.in_flight;
@@ -63,9 +62,20 @@ fn bytes_of(event: &Event) -> usize {
     event.size_bytes() + 2 * size_of::<Read>() + 64
 }
 
+/// What a cursor knew that ended before it could note what was delivered; the
+/// next one notes that, so that nothing is sent again.
+pub(super) struct Parked {
+    generation: u64,
+    windows: [VecDeque<Read>; 2],
+    looked_to: [u64; 2],
+    reasons: Vec<(u64, String, String)>,
+}
+
 struct Cursor {
     shared: Arc<Shared>,
     exporter: String,
+    /// Which of all cursors it is: one that was left behind has no say any more.
+    number: u64,
     connection: Connection,
     /// Goes up with every file.
     generation: u64,
@@ -73,6 +83,10 @@ struct Cursor {
     windows: [VecDeque<Read>; 2],
     /// By priority: up to where was looked.
     looked_to: [u64; 2],
+    /// Why some were refused, of those whose settling is not noted yet.
+    reasons: Vec<(u64, String, String)>,
+    /// What is settled could not be noted.
+    is_behind: bool,
 }
 
 impl Cursor {
@@ -93,24 +107,51 @@ impl Cursor {
         connection
             .pragma_update(None, "cache_size", -signed(CURSOR_CACHE_KIB as u64))
             .map_err(|e| e.to_string())?;
-        Ok(Cursor {
-            shared,
-            exporter: exporter.to_owned(),
-            connection,
+        let mut view = shared.view();
+        view.cursors += 1;
+        let number = view.cursors;
+        // From here on it is this one's to tell.
+        view.in_flight.insert(exporter.to_owned(), (number, Default::default()));
+        drop(view);
+        let parked = shared.parked().remove(exporter).filter(|it| it.generation == generation);
+        let is_behind = parked.is_some();
+        let mut parked = parked.unwrap_or_else(|| Parked {
             generation,
             windows: Default::default(),
             looked_to: cursor,
+            reasons: Vec::new(),
+        });
+        for (window, cursor) in parked.windows.iter_mut().zip(cursor) {
+            // Another one may have come further meanwhile.
+            window.retain(|read| read.seq > cursor);
+        }
+        Ok(Cursor {
+            shared,
+            exporter: exporter.to_owned(),
+            number,
+            connection,
+            generation,
+            windows: parked.windows,
+            looked_to: parked.looked_to,
+            reasons: parked.reasons,
+            is_behind,
         })
     }
 
     /// Reads on where it looked last, at most `limit`.
     fn look(&mut self, priority: Priority, limit: usize) -> Result<(), LogError> {
         let p = priority as usize;
-        let (end, gone_to) = {
+        let (end, gone_to, is_owed) = {
             let view = self.shared.view();
-            (view.books.last_seq(), view.books.gone_to[p])
+            let account = view.books.exporter(&self.exporter);
+            let is_owed = account.is_none_or(|a| a.counts[p].stored.envelopes > 0);
+            (view.books.last_seq(), view.books.gone_to[p], is_owed)
         };
         self.windows[p].retain(|read| read.seq > gone_to);
+        if !is_owed {
+            // No index leads to a priority: all there is would be looked at.
+            self.looked_to[p] = end.max(self.looked_to[p]);
+        }
         let from = self.looked_to[p].max(gone_to);
         if from >= end || limit == 0 {
             return Ok(());
@@ -206,7 +247,7 @@ impl Cursor {
     }
 
     /// Moves the cursor past what is settled at the windows' beginnings.
-    fn pass(&mut self, reasons: &[(u64, String, String)]) -> Result<(), LogError> {
+    fn pass(&mut self) -> Result<(), LogError> {
         let mut passed = Vec::new();
         for priority in Priority::ALL {
             let window = &self.windows[priority as usize];
@@ -218,10 +259,14 @@ impl Cursor {
                 passed.push((priority, settled));
             }
         }
-        if passed.is_empty() && reasons.is_empty() {
+        if passed.is_empty() && self.reasons.is_empty() {
+            self.is_behind = false;
             return Ok(());
         }
-        self.shared.settle(&self.exporter, self.generation, &passed, reasons).map_err(LogError)?;
+        let result = self.shared.settle(&self.exporter, self.generation, &passed, &self.reasons);
+        self.is_behind = result.is_err();
+        result.map_err(LogError)?;
+        self.reasons.clear();
         for (priority, settled) in &passed {
             self.windows[*priority as usize].drain(..settled.len());
         }
@@ -233,7 +278,11 @@ impl Cursor {
         for owed in owed {
             in_flight[owed.event.kind.priority() as usize] += Tally::one(owed.event.count);
         }
-        self.shared.view().in_flight.insert(self.exporter.clone(), in_flight);
+        let mut view = self.shared.view();
+        let (number, noted) = view.in_flight.entry(self.exporter.clone()).or_default();
+        if *number <= self.number {
+            (*number, *noted) = (self.number, in_flight);
+        }
     }
 }
 
@@ -244,6 +293,10 @@ impl DurableCursor for Cursor {
     fn read(&mut self, limit: usize) -> Result<Vec<Owed>, LogError> {
         if self.shared.file().map(|(_, generation)| generation) != Some(self.generation) {
             return Err(LogError("the store has a new file".to_owned()));
+        }
+        if self.is_behind {
+            // Before anything is sent again that has arrived.
+            self.pass()?;
         }
         // What can't be read back is settled by that.
         let mut owed = Vec::new();
@@ -262,7 +315,7 @@ impl DurableCursor for Cursor {
             owed.extend(waiting.take(room));
         }
         if owed.is_empty() {
-            self.pass(&[])?;
+            self.pass()?;
             if self.misses_some() {
                 return Err(self.fails(Contradiction.into()));
             }
@@ -272,7 +325,6 @@ impl DurableCursor for Cursor {
     }
 
     fn settle(&mut self, settled: Vec<Settled>) -> Result<(), LogError> {
-        let mut reasons = Vec::new();
         for settled in settled {
             let find = |window: &VecDeque<Read>| {
                 window.binary_search_by_key(&settled.seq, |read| read.seq).ok()
@@ -284,19 +336,30 @@ impl DurableCursor for Cursor {
                 read.event = None;
                 if let Some(reason) = &settled.rejected {
                     read.rejected = true;
-                    reasons.push((read.seq, read.id.clone(), reason.clone()));
+                    self.reasons.push((read.seq, read.id.clone(), reason.clone()));
                 }
                 // Nobody asks for it again; there may be many that wait.
                 read.id = String::new();
             }
         }
         self.note_in_flight(&[]);
-        self.pass(&reasons)
+        self.pass()
     }
 }
 
 impl Drop for Cursor {
     fn drop(&mut self) {
         self.note_in_flight(&[]);
+        let latest = self.shared.view().in_flight.get(&self.exporter).map(|(number, _)| *number);
+        if !self.is_behind || latest != Some(self.number) {
+            return;
+        }
+        let parked = Parked {
+            generation: self.generation,
+            windows: std::mem::take(&mut self.windows),
+            looked_to: self.looked_to,
+            reasons: std::mem::take(&mut self.reasons),
+        };
+        self.shared.parked().insert(self.exporter.clone(), parked);
     }
 }

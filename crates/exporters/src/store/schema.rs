@@ -108,6 +108,18 @@ pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<Found> {
     Ok(Found::Ours)
 }
 
+/// What a file is, before anything of it is changed; an empty one will be ours.
+///
+/// # Errors
+/// It can't be read.
+pub(super) fn look_first(connection: &Connection) -> rusqlite::Result<Found> {
+    Ok(match look(connection)? {
+        Look::Version(_) => Found::Ours,
+        Look::Newer(version) => Found::Newer(version),
+        Look::Foreign => Found::Foreign,
+    })
+}
+
 /// The schema of a file that a newer version wrote, from its header, so that
 /// SQLite need not open it, which alone might change it.
 pub(super) fn newer_at_a_glance(file: &Path) -> Option<u32> {

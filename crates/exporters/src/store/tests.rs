@@ -5,6 +5,7 @@ mod crash;
 mod healing;
 mod hostile;
 mod lossy;
+mod repairs;
 mod troubles;
 
 use std::fs;

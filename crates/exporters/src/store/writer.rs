@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior, params};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior, ffi, params};
 use vahti_runtime::clock::ClockPair;
 use vahti_runtime::event::{
     AGENT_GAP, Endpoint, Event, EventData, Priority, escape, escape_text, to_json_line,
@@ -65,6 +65,9 @@ pub(super) struct Writer {
     /// clock that is set forward does not empty the store.
     pub(super) began: ClockPair,
     ledger_written_ns: u64,
+    /// By priority: the oldest that is there, and when it was seen. No index
+    /// leads to it, so it is looked up only once it has left.
+    oldest: [Option<Oldest>; 2],
     /// Whether a commit failed so late that it may be in the file.
     pub(super) is_unsure: bool,
     line: Vec<u8>,
@@ -99,10 +102,15 @@ impl From<rusqlite::Error> for Trouble {
     fn from(error: rusqlite::Error) -> Self {
         let said = error.to_string();
         let rusqlite::Error::SqliteFailure(failure, _) = &error else {
-            // A value that can't be what it is: somebody else wrote it.
+            // A value that can't be what it is: somebody else wrote it. Or a
+            // statement that does not fit the schema, which is ours.
             return Trouble::Corrupt(said);
         };
         match failure.code {
+            // Our statements fit our schema: a table is gone.
+            ErrorCode::Unknown if failure.extended_code & 0xff == ffi::SQLITE_ERROR => {
+                Trouble::Corrupt(said)
+            }
             ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => Trouble::Corrupt(said),
             ErrorCode::DiskFull => Trouble::Later("the disk is full".to_owned()),
             ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => {
@@ -137,12 +145,19 @@ impl Writer {
         medium: &Medium,
         config: &StoreConfig,
         exporters: &[String],
+        began: ClockPair,
     ) -> Result<Opened, Trouble> {
         let mut connection = medium.connect(file, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
         connection.execute_batch(
-            "PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF; PRAGMA temp_store = MEMORY;
-             PRAGMA auto_vacuum = INCREMENTAL;",
+            "PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF; PRAGMA temp_store = MEMORY;",
         )?;
+        // What is not ours is not changed in the least.
+        match schema::look_first(&connection)? {
+            Found::Ours => {}
+            Found::Newer(version) => return Ok(Opened::Newer(version)),
+            Found::Foreign => return Err(foreign()),
+        }
+        connection.execute_batch("PRAGMA auto_vacuum = INCREMENTAL")?;
         let cache_kib = config.memory.cache_bytes >> 10;
         connection.pragma_update(None, "cache_size", -signed(cache_kib as u64))?;
         let mode: String =
@@ -154,7 +169,7 @@ impl Writer {
         match schema::migrate(&mut connection)? {
             Found::Ours => {}
             Found::Newer(version) => return Ok(Opened::Newer(version)),
-            Found::Foreign => return Err(Trouble::Corrupt("it is no store of vahti".to_owned())),
+            Found::Foreign => return Err(foreign()),
         }
         let wal_pages = wal_bytes(config.max_bytes.0) / 2 / PAGE_BYTES;
         connection.pragma_update(None, "wal_autocheckpoint", signed(wal_pages))?;
@@ -174,8 +189,9 @@ impl Writer {
             books,
             max_bytes: config.max_bytes.0,
             max_age_ns: u64::try_from(config.max_age.0.as_nanos()).unwrap_or(u64::MAX),
-            began: ClockPair::now(),
+            began,
             ledger_written_ns: 0,
+            oldest: [None; 2],
             is_unsure: false,
             line: Vec::new(),
         })))
@@ -219,24 +235,26 @@ impl Writer {
     /// overwritten. Settling goes on meanwhile, as all that can be settled is
     /// bounded by what is there.
     ///
+    /// Where a reader's transaction is still open, it tells whose it may be.
+    ///
     /// # Errors
-    /// A reader's transaction is still open; who it may be.
-    pub(super) fn bound_log(&mut self) -> Result<(), Trouble> {
+    /// The file or its log can't be read or written.
+    pub(super) fn bound_log(&mut self) -> Result<Option<String>, Trouble> {
         let share = wal_bytes(self.max_bytes);
         let log = folder::with_suffix(&self.file, "-wal");
         if std::fs::metadata(&log).map_or(0, |meta| meta.len()) <= share {
-            return Ok(());
+            return Ok(None);
         }
         self.connection.busy_timeout(LOG_PATIENCE)?;
         let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
         let held = self.connection.query_row(sql, [], |row| row.get::<_, bool>(0));
         self.connection.busy_timeout(self.busy)?;
         if !held? {
-            return Ok(());
+            return Ok(None);
         }
         let readers = folder::readers(&self.file);
         let readers = if readers.is_empty() { String::new() } else { format!(" ({readers})") };
-        Err(Trouble::Later(format!(
+        Ok(Some(format!(
             "the write-ahead log is beyond its {} MiB, as another process{readers} has kept a \
              transaction open: end that one",
             share >> 20
@@ -252,8 +270,10 @@ impl Writer {
         let transaction = connection.transaction_with_behavior(IMMEDIATE)?;
         insert(&transaction, batch, &mut books, &mut self.line)?;
         evict(&transaction, &mut books, self.max_bytes)?;
-        let oldest = oldest_ns(&self.began, now, self.max_age_ns);
-        evict_old(&transaction, &mut books, oldest)?;
+        let mut oldest = self.oldest;
+        let oldest_ns = oldest_ns(&self.began, now, self.max_age_ns);
+        evict_old(&transaction, &mut books, &mut oldest, oldest_ns)?;
+        shrink(&transaction, self.max_bytes)?;
         if now.wall_ns.abs_diff(self.ledger_written_ns) >= LEDGER_INTERVAL_NS {
             write_ledger(&transaction, now.wall_ns, ledger)?;
             self.ledger_written_ns = now.wall_ns;
@@ -266,22 +286,26 @@ impl Writer {
         transaction.commit()?;
         self.is_unsure = false;
         self.books = books;
+        self.oldest = oldest;
         Ok(())
     }
 
-    /// Lets go of what is too old, where nothing is committed.
-    pub(super) fn age(&mut self) -> Result<(), Trouble> {
+    /// Lets go of what is too old, where nothing is committed; whether there
+    /// may be more of it.
+    pub(super) fn age(&mut self) -> Result<bool, Trouble> {
         let mut books = self.books.clone();
         let transaction = self.connection.transaction_with_behavior(IMMEDIATE)?;
-        let oldest = oldest_ns(&self.began, ClockPair::now(), self.max_age_ns);
-        evict_old(&transaction, &mut books, oldest)?;
+        let mut oldest = self.oldest;
+        let oldest_ns = oldest_ns(&self.began, ClockPair::now(), self.max_age_ns);
+        let is_more = evict_old(&transaction, &mut books, &mut oldest, oldest_ns)?;
+        self.oldest = oldest;
         if books == self.books {
-            return Ok(());
+            return Ok(false);
         }
         books.save(&transaction)?;
         transaction.commit()?;
         self.books = books;
-        Ok(())
+        Ok(is_more)
     }
 
     /// Moves an exporter's cursor. It is not waited for the disk: a power cut
@@ -327,12 +351,10 @@ impl Writer {
         }
         Ok(())
     }
+}
 
-    /// Whether what was to be committed is there, after an error that leaves it
-    /// open.
-    pub(super) fn has_committed(&self, last_seq: u64) -> bool {
-        self.books.last_seq() >= last_seq
-    }
+fn foreign() -> Trouble {
+    Trouble::Corrupt("it is no store of vahti".to_owned())
 }
 
 const IMMEDIATE: TransactionBehavior = TransactionBehavior::Immediate;
@@ -419,7 +441,8 @@ fn evict(transaction: &Transaction<'_>, books: &mut Books, max_bytes: u64) -> Re
         (Priority::Critical, false),
     ];
     for (priority, settled) in stages {
-        while used > target {
+        // No index leads to a priority: for nothing all there is would be looked at.
+        while used > target && books.own.counts[priority as usize].stored.envelopes > 0 {
             let to = if settled { books.settled_by_all(priority) } else { u64::MAX };
             let rows: u64 = books.own.counts.iter().map(|c| c.stored.envelopes).sum();
             let row_bytes = (used / rows.max(1)).max(64);
@@ -431,11 +454,15 @@ fn evict(transaction: &Transaction<'_>, books: &mut Books, max_bytes: u64) -> Re
         }
     }
     let stored: u64 = books.own.counts.iter().map(|c| c.stored.envelopes).sum();
-    if used > target && stored > 0 {
+    if used > target && (stored > 0 || holds_any(transaction)?) {
         // A damaged tree leads past its rows; the file would grow for ever.
         return Err(Contradiction.into());
     }
     Ok(())
+}
+
+fn holds_any(transaction: &Transaction<'_>) -> rusqlite::Result<bool> {
+    transaction.prepare_cached("SELECT 1 FROM events LIMIT 1")?.exists([])
 }
 
 fn used_bytes(transaction: &Transaction<'_>) -> rusqlite::Result<u64> {
@@ -478,22 +505,47 @@ fn oldest_ns(began: &ClockPair, now: ClockPair, max_age_ns: u64) -> u64 {
     began.wall_of(now.boot_ns).min(now.wall_ns).saturating_sub(max_age_ns)
 }
 
-/// Lets go of what was seen before `oldest_ns`.
+/// An event's number, and when it was seen.
+type Oldest = (u64, u64);
+
+/// What finds the oldest of a priority; it passes over those of the other.
+pub(super) const FIND_OLDEST: &str =
+    "SELECT seq, observed FROM events WHERE priority = ?1 AND seq > ?2 ORDER BY seq LIMIT 1";
+
+/// How many are let go of at once for their age.
+const AT_ONCE: u64 = 20_000;
+
+/// Lets go of what was seen before `oldest_ns`, as much as is let go of at
+/// once; whether that may not have been all.
 fn evict_old(
     transaction: &Transaction<'_>,
     books: &mut Books,
+    oldest: &mut [Option<Oldest>; 2],
     oldest_ns: u64,
-) -> Result<(), Trouble> {
+) -> Result<bool, Trouble> {
+    let mut is_more = false;
     for priority in Priority::ALL {
-        let from = signed(books.gone_to[priority as usize]);
-        let first: Option<u64> = transaction
-            .prepare_cached(
-                "SELECT observed FROM events WHERE priority = ?1 AND seq > ?2 ORDER BY seq LIMIT 1",
-            )?
-            .query_map(params![priority.as_str(), from], |row| unsigned(row, 0))?
-            .next()
-            .transpose()?;
-        if first.is_none_or(|first| first >= oldest_ns) {
+        let p = priority as usize;
+        if books.own.counts[p].stored.envelopes == 0 {
+            continue;
+        }
+        let from = books.gone_to[p];
+        let (seq, observed) = match oldest[p].filter(|(seq, _)| *seq > from) {
+            Some(known) => known,
+            None => {
+                let found: Option<Oldest> = transaction
+                    .prepare_cached(FIND_OLDEST)?
+                    .query_map(params![priority.as_str(), signed(from)], |row| {
+                        Ok((unsigned(row, 0)?, unsigned(row, 1)?))
+                    })?
+                    .next()
+                    .transpose()?;
+                // The accounts know of some.
+                found.ok_or(Contradiction)?
+            }
+        };
+        oldest[p] = Some((seq, observed));
+        if observed >= oldest_ns {
             continue;
         }
         // What comes before the first that is kept goes, so that what is gone
@@ -503,11 +555,38 @@ fn evict_old(
                 "SELECT seq FROM events WHERE priority = ?1 AND seq > ?2 AND observed >= ?3
                  ORDER BY seq LIMIT 1",
             )?
-            .query_map(params![priority.as_str(), from, signed(oldest_ns)], |row| unsigned(row, 0))?
+            .query_map(params![priority.as_str(), signed(from), signed(oldest_ns)], |row| {
+                unsigned(row, 0)
+            })?
             .next()
             .transpose()?;
         let to = kept.map_or(u64::MAX, |kept| kept - 1);
-        delete(transaction, books, priority, to, 20_000, Gone::Age)?;
+        is_more |= delete(transaction, books, priority, to, AT_ONCE, Gone::Age)? >= AT_ONCE;
+    }
+    Ok(is_more)
+}
+
+/// How many pages are given back at once: a megabyte, which goes through the
+/// write-ahead log.
+const GIVEN_BACK: u64 = 256;
+
+/// Gives pages back that nobody uses, while the file is beyond what the cap
+/// leaves it: the cap was greater once.
+fn shrink(transaction: &Transaction<'_>, max_bytes: u64) -> rusqlite::Result<()> {
+    let number = |sql| -> rusqlite::Result<u64> {
+        transaction.prepare_cached(sql)?.query_row([], |row| unsigned(row, 0))
+    };
+    let share = max_bytes.saturating_sub(wal_bytes(max_bytes)) / PAGE_BYTES;
+    let excess = number("PRAGMA page_count")?.saturating_sub(share);
+    if excess == 0 {
+        return Ok(());
+    }
+    let pages = excess.min(number("PRAGMA freelist_count")?).min(GIVEN_BACK);
+    if pages > 0 {
+        // Every step of it gives one page back.
+        let mut statement = transaction.prepare(&format!("PRAGMA incremental_vacuum({pages})"))?;
+        let mut steps = statement.query([])?;
+        while steps.next()?.is_some() {}
     }
     Ok(())
 }

@@ -37,8 +37,9 @@ impl Sender {
     }
 
     /// Hands a batch to the emitter, in parts where it is too large for it (not
-    /// of a log, which can be read again from where a part ended); `None` if that took so long that somebody else has taken over: nothing
-    /// may be accounted for then. Whoever takes over goes on with `in_hand`.
+    /// of a log, which can be read again from where a part ended); `None` if
+    /// that took so long that somebody else has taken over: nothing may be
+    /// accounted for then. Whoever takes over goes on with `in_hand`.
     pub(super) async fn emit(
         &mut self,
         batch: &[Arc<Event>],
@@ -66,11 +67,6 @@ impl Sender {
             let (outcome, panic) = self.emit_whole(part).await;
             match outcome {
                 EmitOutcome::TooLarge { .. } if part.len() > 1 => {
-                    size = part.len().div_ceil(2);
-                    continue;
-                }
-                // What is durable is refused for itself, and not for its company.
-                EmitOutcome::Rejected { .. } if part.len() > 1 && self.shared.log.is_some() => {
                     size = part.len().div_ceil(2);
                     continue;
                 }
