@@ -232,10 +232,10 @@ pub(crate) struct EmitterConfig {
     /// max_retries times; the others try once.
     #[serde(default)]
     pub(crate) critical: bool,
-    /// Whether it is served from the store: what it fails to write is tried
-    /// again until it arrives, also after a restart, for as long as the store
-    /// keeps it; some may arrive twice. max_retries and drain_interval do not
-    /// apply.
+    /// Type file: whether it is served from the store: what it fails to write
+    /// is tried again until it arrives, also after a restart, for as long as
+    /// the store keeps it; some may arrive twice. max_retries and
+    /// drain_interval do not apply.
     #[serde(default)]
     pub(crate) durable: bool,
     /// How often a critical emitter tries a batch again before it is dropped:
@@ -553,8 +553,10 @@ impl Bounded for EmitterConfig {
         checked.text("name", self.name.as_deref(), EMITTER_NAME);
         checked.whole("max_retries", self.max_retries.map(u64::from), 0, 1_000);
         checked.duration("drain_interval", self.drain_interval, 1, 3_600_000);
-        checked.that(!self.durable || self.kind != EmitterType::None, "durable", || {
-            ("true".to_owned(), "false for an emitter of type none".to_owned())
+        // A reader of standard output that goes away is not coming back.
+        checked.that(!self.durable || self.kind == EmitterType::File, "durable", || {
+            let bound = format!("false for an emitter of type {}", self.kind.as_str());
+            ("true".to_owned(), bound)
         });
         for (key, kind) in OF_TYPE {
             checked.that(!self.sets(key) || self.kind == kind, key, || {

@@ -362,6 +362,14 @@ fn two_documents_are_refused_in_our_words() {
 }
 
 #[test]
+fn only_files_are_durable() {
+    let yaml = "emitters: [{type: stdout, durable: true}, {type: none, durable: true}]";
+    let told = problems(yaml).join("\n");
+    assert!(told.contains("emitters[0].durable is true, but must be false"), "{told}");
+    assert!(told.contains("emitters[1].durable is true, but must be false"), "{told}");
+}
+
+#[test]
 fn emitters_share_no_file() {
     let yaml = "\
 emitters:
