@@ -352,6 +352,9 @@ fn conclude(report: &Report, running: &Running) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use vahti_exporters::store::StoreConfig;
     use vahti_runtime::config::{Config as ObserverConfig, FailurePolicy};
     use vahti_runtime::processor::{EventProcessor, Output, ProcessError, RawRecord};
     use vahti_runtime::testing::record;
@@ -369,6 +372,24 @@ mod tests {
         fn process(&self, _: RawRecord<'_>) -> Result<Output, ProcessError> {
             Err(ProcessError::Fatal("no such device".to_owned()))
         }
+    }
+
+    #[test]
+    fn the_end_waits_for_the_store_but_not_for_long() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || {
+            let config = StoreConfig::at(folder.path());
+            Store::open(config, Vec::new(), Duration::ZERO).unwrap()
+        };
+        let alive: Alive = Arc::new(Mutex::new(Some(open())));
+        end(Arc::clone(&alive));
+        assert_eq!(open().gap_from_ns(), None, "it ended as it should");
+        let held = alive.lock().unwrap();
+        let begun = Instant::now();
+        end(Arc::clone(&alive));
+        assert!(begun.elapsed() >= END_PATIENCE, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < 5 * END_PATIENCE, "{:?}", begun.elapsed());
+        drop(held);
     }
 
     #[tokio::test]
