@@ -21,6 +21,8 @@ use std::sync::Arc;
 
 use vahti_runtime::event::escape;
 
+use crate::patience::Patience;
+
 pub(crate) use client::{Announcements, ask};
 pub(crate) use others::{Found, all as all_agents, let_be_found};
 pub(crate) use peer::Peer;
@@ -55,6 +57,9 @@ pub(crate) enum ControlError {
         /// The other's process id, where it can be read.
         pid: Option<u32>,
     },
+    /// This agent was told to stop while it waited for another to end.
+    #[error("told to stop while it waited for another vahti to end")]
+    Stopped,
     /// Something else has its place.
     #[error(
         "{} is {what}, which vahti does not replace: give another path with --socket",
@@ -89,14 +94,24 @@ pub(crate) struct Control {
 
 impl Control {
     /// Makes the socket and answers on it, on a thread of its own. A socket
-    /// that a dead agent left behind is replaced.
+    /// that a dead agent left behind is replaced; an agent that may be about
+    /// to end is waited for.
     ///
     /// # Errors
-    /// Another agent has it, or it can't be made.
-    pub(crate) fn start(path: &Path, answer: Arc<Answer>) -> Result<Self, ControlError> {
+    /// Another agent has it and keeps it, or it can't be made.
+    pub(crate) fn start(
+        path: &Path,
+        answer: Arc<Answer>,
+        patience: &Patience,
+    ) -> Result<Self, ControlError> {
         refuse_unless_socket(path)?;
         make_folder(path)?;
-        let lock = lock(path)?;
+        let in_use = |error: &ControlError| match error {
+            ControlError::InUse { pid } => Some(*pid),
+            _ => None,
+        };
+        let lock = patience.wait_for("the control socket", || lock(path), in_use)?;
+        let lock = lock.ok_or(ControlError::Stopped)?;
         let listener = bind(path)?;
         let wake = |error| problem("make a way to stop", path, error);
         listener.set_nonblocking(true).map_err(wake)?;

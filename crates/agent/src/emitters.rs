@@ -3,10 +3,11 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use vahti_exporters::store::{COMMIT_WINDOW, Store, StoreConfig};
+use vahti_exporters::store::{COMMIT_WINDOW, Store, StoreConfig, StoreError};
 use vahti_exporters::{FileEmitter, NoneEmitter, StdoutEmitter};
 use vahti_runtime::delivery::EmitterHandle;
 use vahti_runtime::emitter::EventEmitter;
@@ -14,7 +15,7 @@ use vahti_runtime::emitter::EventEmitter;
 use crate::budget::Limits;
 use crate::config::{Config, EmitterConfig, EmitterType};
 use crate::output::Failed;
-use crate::store_path;
+use crate::patience::Patience;
 
 type Make = Box<dyn Fn() -> Box<dyn EventEmitter> + Send>;
 
@@ -64,27 +65,55 @@ pub(crate) fn start(
     own.into_iter().chain(others).collect()
 }
 
-/// Opens the store that is configured, if one is. One that can't be used for
-/// now is told of, and tried again.
+/// Where the store is to be; `None` if there is to be none. Where it is not
+/// said, that is for `default_path` to say.
 ///
 /// # Errors
-/// Another agent has it.
-pub(crate) fn open_store(config: &Config, limits: &Limits) -> Result<Option<Store>, Failed> {
+/// There is no folder for it, and an emitter can't do without.
+pub(crate) fn store_folder(
+    config: &Config,
+    default_path: impl FnOnce() -> Option<PathBuf>,
+) -> Result<Option<PathBuf>, Failed> {
     if config.store.is_off() {
         return Ok(None);
     }
-    let Some(path) = config.store.path.clone().or_else(store_path::default_path) else {
+    let path = config.store.path.clone().or_else(default_path);
+    if path.is_none() {
+        if let Some(emitter) = config.emitters.0.iter().find(|emitter| emitter.durable) {
+            return Err(Failed::usage(format!(
+                "emitter {} is durable, which takes a store, and there is no folder for one: HOME \
+                 is not set; set store.path, or give --store PATH",
+                emitter.name()
+            )));
+        }
         tracing::warn!("there is no folder for a store: HOME is not set; nothing is kept");
-        return Ok(None);
-    };
+    }
+    Ok(path)
+}
+
+/// Opens the store in its folder. One that can't be used for now is told of,
+/// and tried again. `None` if this agent is told to stop while it waits for
+/// another one to leave the store.
+///
+/// # Errors
+/// Another agent has it and keeps it.
+pub(crate) fn open_store(
+    config: &Config,
+    path: PathBuf,
+    limits: &Limits,
+    patience: &Patience,
+) -> Result<Option<Store>, Failed> {
     let durable = config.emitters.0.iter().filter(|emitter| emitter.durable);
-    let durable = durable.map(|emitter| emitter.name().to_owned()).collect();
-    // As long as a restart may take.
-    let patience = config.limits.drain_deadline.0 + Duration::from_secs(1);
+    let durable: Vec<String> = durable.map(|emitter| emitter.name().to_owned()).collect();
     let settings = StoreConfig { memory: limits.store, ..config.store.to_store(path) };
-    Store::open(settings, durable, patience)
-        .map(Some)
-        .map_err(|error| Failed::failure(error.to_string()))
+    // Not with the store's own patience, which no signal ends.
+    let open = || Store::open(settings.clone(), durable.clone(), Duration::ZERO);
+    let in_use = |error: &StoreError| match error {
+        StoreError::InUse { pid, .. } => Some(*pid),
+        StoreError::Io { .. } => None,
+    };
+    let opened = patience.wait_for("the store", open, in_use);
+    opened.map_err(|error| Failed::failure(error.to_string()))
 }
 
 /// How an emitter is served: as its own entry says, else as the most patient of
@@ -164,6 +193,22 @@ mod tests {
         emitter.max_retries = Some(0);
         emitter.drain_interval = Some(HumanDuration(Duration::from_secs(1)));
         assert_eq!(told(&emitter, &config), (0, 1_000));
+    }
+
+    #[test]
+    fn a_durable_emitter_is_refused_where_no_store_can_be() {
+        let mut config = Config::default();
+        config.store.path = None;
+        assert!(matches!(store_folder(&config, || None), Ok(None)), "the others do without");
+        config.emitters.0.push(EmitterConfig::of(EmitterType::File));
+        config.emitters.0[1].name = Some("audit".to_owned());
+        config.emitters.0[1].durable = true;
+        let somewhere = || Some(PathBuf::from("/home/a"));
+        assert_eq!(store_folder(&config, somewhere).unwrap(), somewhere());
+        let refused = format!("{:?}", store_folder(&config, || None).unwrap_err());
+        assert!(refused.contains("code: 64") && refused.contains("emitter audit"), "{refused}");
+        config.store.path = Some("/elsewhere".into());
+        assert_eq!(store_folder(&config, || None).unwrap(), config.store.path);
     }
 
     #[test]

@@ -18,6 +18,7 @@ mod log;
 mod losses;
 mod notify;
 mod output;
+mod patience;
 mod proofs;
 mod report;
 mod run;

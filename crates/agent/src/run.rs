@@ -1,7 +1,9 @@
 //! `vahti run`: build, run, drain.
 
+use std::io;
 use std::path::Path;
-use std::sync::{Arc, OnceLock};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -21,12 +23,15 @@ use crate::control::{self, Control, ControlError, Found, Reply};
 use crate::gap::GapObserver;
 use crate::notify::{Manager, Status};
 use crate::output::{FAILURE, Failed, Outcome, SUCCESS};
+use crate::patience::Patience;
 use crate::proofs::ProofMakers;
 use crate::signals::Signals;
-use crate::{emitters, log, losses, socket, wiring};
+use crate::{emitters, log, losses, socket, store_path, wiring};
 
 /// How exactly the beginning of a gap is known, where nothing was committed.
 const ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// How long the end waits for the store to be closed.
+const END_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Watches this node until it is told to stop.
 pub(crate) fn run(args: &RunArgs) -> Outcome {
@@ -41,12 +46,26 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     let signals = Signals::block().map_err(|e| system("block signals", &e))?;
     let running: Arc<OnceLock<Running>> = Arc::default();
     let makers: Arc<ProofMakers> = Arc::default();
-    let _control = control(args, &running, &makers)?;
+    let folder = emitters::store_folder(&config, store_path::default_path)?;
     let (trigger, shutdown) = shutdown::channel();
     let nobody_reads = trigger.clone();
+    // Before anything is waited for.
+    signals.watch(move || trigger.begin()).map_err(|e| system("watch signals", &e))?;
+    let patience = Patience::of(config.limits.drain_deadline.0, shutdown.clone());
+    let _control = control(args, &running, &makers, &patience)?;
+    if shutdown.has_begun() {
+        return Ok(SUCCESS);
+    }
     // Before anything is made on the disk.
     rights::check().map_err(|error| wiring::refusal(&error))?;
-    let store = emitters::open_store(&config, &limits)?;
+    let store = match folder {
+        None => None,
+        Some(folder) => match emitters::open_store(&config, folder, &limits, &patience)? {
+            // Told to stop before there was anything to end.
+            None => return Ok(SUCCESS),
+            store => store,
+        },
+    };
     let emitters = emitters::start(&config, &limits, store.as_ref(), move || nobody_reads.begin())?;
     let observers = wiring::observers(&config, &limits, &emitters, &makers)?;
     let gap = store.as_ref().and_then(Store::gap_from_ns);
@@ -70,7 +89,10 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
         store,
         division: Some(division),
     });
-    signals.watch(move || trigger.begin()).map_err(|e| system("watch signals", &e))?;
+    let alive: Alive = Arc::new(Mutex::new(running.store.clone()));
+    if running.store.is_some() {
+        keep_alive(&alive).map_err(|e| system("start a thread for the store", &e))?;
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .build()
@@ -78,21 +100,19 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     let report = runtime.block_on(async {
         let names = emitter_names(&config);
         let told = tokio::spawn(announce(running.clone(), names, shutdown.clone(), deadline));
-        let ticks = tokio::spawn(keep_alive(running.store.clone()));
         let report = supervisor.run(shutdown).await;
         told.abort();
-        ticks.abort();
         report
     });
     // Whatever still blocks a thread must not hold up the end.
     runtime.shutdown_background();
-    if let Some(store) = &running.store {
-        store.end();
+    if running.store.is_some() {
+        end(alive);
     }
     Ok(conclude(&report, running))
 }
 
-fn system(what: &str, error: &std::io::Error) -> Failed {
+fn system(what: &str, error: &io::Error) -> Failed {
     Failed::failure(format!("cannot {what}: {error}"))
 }
 
@@ -194,11 +214,12 @@ fn emitter_state(emitter: &EmitterHandle) -> serde_json::Value {
 }
 
 /// Opens the control socket. Without one the agent still does its work, but
-/// not beside another agent that has it, nor with a path that is a mistake.
+/// not beside another agent that keeps it, nor with a path that is a mistake.
 fn control(
     args: &RunArgs,
     running: &Arc<OnceLock<Running>>,
     makers: &Arc<ProofMakers>,
+    patience: &Patience,
 ) -> Result<Option<(Option<Found>, Control)>, Failed> {
     let Some(path) = socket::path(args.socket.clone())? else {
         tracing::debug!("no folder for a control socket; `vahti ledger` won't work");
@@ -214,10 +235,12 @@ fn control(
         Some(("prove", tgid)) => Some(makers.answer(tgid, peer)),
         _ => None,
     };
-    match Control::start(&path, Arc::new(answer)) {
+    match Control::start(&path, Arc::new(answer), patience) {
         Ok(control) => Ok(Some((be_found(&path), control))),
         Err(error @ ControlError::InUse { .. }) => Err(Failed::failure(error.to_string())),
         Err(error @ ControlError::Taken { .. }) => Err(Failed::usage(error.to_string())),
+        // The caller looks at that itself.
+        Err(ControlError::Stopped) => Ok(None),
         Err(error) => {
             tracing::warn!(%error, "`vahti ledger` won't work");
             Ok(None)
@@ -258,12 +281,48 @@ async fn announce(running: Running, emitters: String, shutdown: Shutdown, deadli
     }
 }
 
-/// Has the store know that the agent is alive.
-async fn keep_alive(store: Option<Store>) {
-    let Some(store) = store else { return };
-    loop {
-        tokio::time::sleep(ALIVE_INTERVAL).await;
-        store.tick();
+/// Has the store know that the agent is alive, until it is taken away. On a
+/// thread of its own: what is too old leaves then, and the disk or another
+/// process's lock may hold that up, which must hold up nothing else.
+fn keep_alive(store: &Alive) -> io::Result<()> {
+    let store = Arc::clone(store);
+    let thread = std::thread::Builder::new().name("store-alive".to_owned());
+    let ticks = move || loop {
+        std::thread::sleep(ALIVE_INTERVAL);
+        match &*store.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(store) => store.tick(),
+            None => return,
+        }
+    };
+    thread.spawn(ticks).map(drop)
+}
+
+/// The store for as long as the agent is alive.
+type Alive = Arc<Mutex<Option<Store>>>;
+
+/// Closes the store, unless the disk holds that up for too long.
+fn end(store: Alive) {
+    let (done, ended) = mpsc::channel::<()>();
+    let thread = std::thread::Builder::new().name("store-end".to_owned());
+    let closes = thread.spawn(move || {
+        // After a sign of life under way, which would have it look as if it
+        // had not ended.
+        let last = store.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(store) = last {
+            store.end();
+        }
+        drop(done);
+    });
+    match closes {
+        Ok(_) => {
+            if ended.recv_timeout(END_PATIENCE) == Err(RecvTimeoutError::Timeout) {
+                tracing::warn!(
+                    "the store could not be closed in time; what was committed is kept, and the \
+                     next start may tell of a gap"
+                );
+            }
+        }
+        Err(error) => tracing::warn!(%error, "the store could not be closed"),
     }
 }
 
@@ -293,6 +352,9 @@ fn conclude(report: &Report, running: &Running) -> u8 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
+    use vahti_exporters::store::StoreConfig;
     use vahti_runtime::config::{Config as ObserverConfig, FailurePolicy};
     use vahti_runtime::processor::{EventProcessor, Output, ProcessError, RawRecord};
     use vahti_runtime::testing::record;
@@ -310,6 +372,24 @@ mod tests {
         fn process(&self, _: RawRecord<'_>) -> Result<Output, ProcessError> {
             Err(ProcessError::Fatal("no such device".to_owned()))
         }
+    }
+
+    #[test]
+    fn the_end_waits_for_the_store_but_not_for_long() {
+        let folder = tempfile::tempdir().unwrap();
+        let open = || {
+            let config = StoreConfig::at(folder.path());
+            Store::open(config, Vec::new(), Duration::ZERO).unwrap()
+        };
+        let alive: Alive = Arc::new(Mutex::new(Some(open())));
+        end(Arc::clone(&alive));
+        assert_eq!(open().gap_from_ns(), None, "it ended as it should");
+        let held = alive.lock().unwrap();
+        let begun = Instant::now();
+        end(Arc::clone(&alive));
+        assert!(begun.elapsed() >= END_PATIENCE, "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < 5 * END_PATIENCE, "{:?}", begun.elapsed());
+        drop(held);
     }
 
     #[tokio::test]

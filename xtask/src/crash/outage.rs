@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::agent::{Agent, Oracle, Place};
 use super::load::Load;
-use super::proof::Proof;
+use super::proof::{Proof, Start};
 use super::{figure, rounds};
 
 /// What the agent may have in memory: its budget, a fifth more, and what the
@@ -19,6 +19,7 @@ pub(super) fn run(folder: &Path, events: u64) -> Result<(), String> {
     place.configure("4GiB")?;
     println!("crash outage: {events} events");
     let out = place.lines().parent().map(Path::to_owned).ok_or("no folder")?;
+    let start = Start::now(&place)?;
     let mut agent = Agent::start(&place)?;
     agent.watches()?;
     let mut oracle = Oracle::start(&place)?;
@@ -64,8 +65,8 @@ pub(super) fn run(folder: &Path, events: u64) -> Result<(), String> {
         ),
     );
     let mut proof = Proof::of(&place)?;
+    proof.check_lines(&place, &[start], 0)?;
     proof.check_promises(&place)?;
-    proof.check_lines(&place, 0)?;
     proof.check_accounts(&place, true)?;
     proof.conclude()?;
     if most > bar { Err(format!("{} MiB are more than the budget", mib(most))) } else { Ok(()) }

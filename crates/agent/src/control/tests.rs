@@ -11,7 +11,7 @@ fn answering(path: &Path) -> Result<Control, ControlError> {
     let answer = |request: &str, _| {
         (request == "ledger").then(|| Reply::Document(br#"{"observers":[]}"#.to_vec()))
     };
-    Control::start(path, Arc::new(answer))
+    Control::start(path, Arc::new(answer), &Patience::none())
 }
 
 fn mode(path: &Path) -> u32 {
@@ -164,7 +164,7 @@ fn holding(path: &Path, held: &Arc<AtomicUsize>) -> Control {
         }
         _ => None,
     };
-    Control::start(path, Arc::new(answer)).unwrap()
+    Control::start(path, Arc::new(answer), &Patience::none()).unwrap()
 }
 
 #[test]
@@ -204,7 +204,7 @@ fn a_request_that_brings_a_bug_to_light_costs_nobody_else_an_answer() {
         "ledger" => Some(Reply::Document(b"{}".to_vec())),
         _ => panic!("a bug"),
     };
-    let _control = Control::start(&path, Arc::new(answer)).unwrap();
+    let _control = Control::start(&path, Arc::new(answer), &Patience::none()).unwrap();
     assert_eq!(ask(&path, "prove 1").unwrap()["error"], "a bug in vahti: its log tells");
     assert_eq!(ask(&path, "ledger").unwrap(), serde_json::json!({}));
 }

@@ -221,7 +221,8 @@ impl StoreReport {
                 size(grows),
                 size(free)
             );
-            let remedy = "make room, or set a smaller store.max_bytes";
+            let remedy = "make room; a smaller store.max_bytes may keep it from growing, but the \
+                          file does not shrink";
             self.find(StoreState::Degraded, why, Some(remedy.to_owned()));
         }
         if self.bytes > self.max_bytes {
@@ -240,7 +241,10 @@ impl StoreReport {
         let file = shown(&contents.file);
         if let Some(said) = contents.damage {
             let why = format!("{file} is damaged: {}", said.replace('\n', " "));
-            let remedy = format!("stop the agent; {}; rm '{file}'*; start it", saving(&file));
+            let remedy = format!(
+                "stop the agent; {}; rm -f '{file}' '{file}-wal' '{file}-shm'; start it",
+                saving(&file)
+            );
             self.find(StoreState::Degraded, why, Some(remedy));
         }
         if !contents.checked {
