@@ -66,6 +66,7 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
             store => store,
         },
     };
+    let mut unless_started = EndUnlessStarted(store.clone());
     let emitters = emitters::start(&config, &limits, store.as_ref(), move || nobody_reads.begin())?;
     let observers = wiring::observers(&config, &limits, &emitters, &makers)?;
     let gap = store.as_ref().and_then(Store::gap_from_ns);
@@ -93,10 +94,8 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     if running.store.is_some() {
         keep_alive(&alive).map_err(|e| system("start a thread for the store", &e))?;
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_time()
-        .build()
-        .map_err(|e| system("start", &e))?;
+    let runtime = executor()?;
+    unless_started.0 = None;
     let report = runtime.block_on(async {
         let names = emitter_names(&config);
         let told = tokio::spawn(announce(running.clone(), names, shutdown.clone(), deadline));
@@ -110,6 +109,22 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
         end(alive);
     }
     Ok(conclude(&report, running))
+}
+
+fn executor() -> Result<tokio::runtime::Runtime, Failed> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
+    runtime.map_err(|e| system("start", &e))
+}
+
+/// A start that fails is no unclean end: nobody has watched since the last one.
+struct EndUnlessStarted(Option<Store>);
+
+impl Drop for EndUnlessStarted {
+    fn drop(&mut self) {
+        if let Some(store) = self.0.take() {
+            store.end();
+        }
+    }
 }
 
 fn system(what: &str, error: &io::Error) -> Failed {

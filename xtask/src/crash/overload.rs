@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::agent::{Agent, Place};
 use super::load::Load;
 use super::outage::BUDGET;
-use super::proof::Proof;
+use super::proof::{Proof, Start};
 use super::slow::{self, Allowance, Disk};
 use super::{figure, rounds};
 
@@ -131,7 +131,7 @@ fn overload(place: &Place, case: Case, time: Duration) -> Result<Vec<String>, St
     })?;
     if case == Case::Durable {
         let mut proof = Proof::of(place)?;
-        proof.check_lines(place, 0)?;
+        proof.check_lines(place, &[Start { exec_ns: 0, lines_bytes: 0 }], 0)?;
         proof.check_accounts(place, true)?;
         wrong.extend(proof.conclude().err());
     }

@@ -160,6 +160,17 @@ fn a_restart_tells_of_no_gap_and_sends_nothing_twice() {
             settles(&agent);
         }
         agent.stops();
+        // Nor does a start that fails, as nobody has watched since.
+        let config = place.folder.path().join("wrong.yaml");
+        let wrong = "emitters: [{type: file, name: wrong, path: /nonexistent/x}, ";
+        fs::write(&config, place.config.replace("emitters: [", wrong)).unwrap();
+        let failed = Command::new(BINARY)
+            .args(["run", "--store", &place.store, "--socket"])
+            .arg(place.folder.path().join("s"))
+            .arg("--config")
+            .arg(config)
+            .output();
+        assert_eq!(failed.unwrap().status.code(), Some(1));
     }
     let lines = place.assert_complete();
     assert!(lines.len() >= 900, "{}", lines.len());

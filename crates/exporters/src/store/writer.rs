@@ -593,6 +593,10 @@ fn shrink(transaction: &Transaction<'_>, max_bytes: u64) -> rusqlite::Result<()>
 
 fn write_ledger(transaction: &Transaction<'_>, now: u64, ledger: &Ledger) -> rusqlite::Result<()> {
     let json = String::from_utf8(ledger()).unwrap_or_default();
+    if json == "{}" {
+        // An agent that never ran has none; the one before it stays.
+        return Ok(());
+    }
     transaction
         .prepare_cached("INSERT OR REPLACE INTO ledger VALUES (1, ?1, ?2)")?
         .execute(params![signed(now), json])?;
