@@ -339,7 +339,10 @@ impl Writer {
     pub(super) fn end(&mut self, ledger: &Ledger) -> Result<(), Trouble> {
         let now = ClockPair::now().wall_ns;
         let transaction = self.connection.transaction_with_behavior(IMMEDIATE)?;
-        write_ledger(&transaction, now, ledger)?;
+        // An agent that never ran has none: that of the one before it stays.
+        if ledger() != b"{}" {
+            write_ledger(&transaction, now, ledger)?;
+        }
         transaction.execute("UPDATE agent SET running = 0, alive = ?1", [signed(now)])?;
         transaction.commit()?;
         // So that the file alone is all there is. Not where somebody reads: the
@@ -593,10 +596,6 @@ fn shrink(transaction: &Transaction<'_>, max_bytes: u64) -> rusqlite::Result<()>
 
 fn write_ledger(transaction: &Transaction<'_>, now: u64, ledger: &Ledger) -> rusqlite::Result<()> {
     let json = String::from_utf8(ledger()).unwrap_or_default();
-    if json == "{}" {
-        // An agent that never ran has none; the one before it stays.
-        return Ok(());
-    }
     transaction
         .prepare_cached("INSERT OR REPLACE INTO ledger VALUES (1, ?1, ?2)")?
         .execute(params![signed(now), json])?;
