@@ -78,10 +78,7 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     let supervisor =
         gap.iter().fold(supervisor, |supervisor, gap| supervisor.beside(Arc::clone(&gap.runtime)));
     let enabled = wiring::enabled(&config);
-    if let Some(store) = &store {
-        let running = Arc::clone(&running);
-        store.set_ledger(move || running.get().map_or_else(|| b"{}".to_vec(), Running::ledger));
-    }
+    let accounts = Arc::clone(&running);
     let running = running.get_or_init(|| Running {
         observers,
         emitters,
@@ -90,6 +87,9 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
         store,
         division: Some(division),
     });
+    if let Some(store) = &running.store {
+        store.set_ledger(move || accounts.get().map(Running::ledger).unwrap_or_default());
+    }
     let alive: Alive = Arc::new(Mutex::new(running.store.clone()));
     if running.store.is_some() {
         keep_alive(&alive).map_err(|e| system("start a thread for the store", &e))?;

@@ -185,7 +185,8 @@ struct Shared {
     /// that is set forward does not empty the store.
     began: ClockPair,
     exporters: Vec<String>,
-    ledger: Mutex<Box<Ledger>>,
+    /// `None` until there is one to tell of.
+    ledger: Mutex<Option<Box<Ledger>>>,
     inner: Mutex<Inner>,
     /// What everybody may look at while a commit waits for the disk.
     view: Mutex<View>,
@@ -296,7 +297,7 @@ impl Store {
             medium,
             began: ClockPair::now(),
             exporters,
-            ledger: Mutex::new(Box::new(|| b"{}".to_vec())),
+            ledger: Mutex::default(),
             inner: Mutex::new(inner),
             view: Mutex::new(view),
             parked: Mutex::default(),
@@ -317,10 +318,11 @@ impl Store {
         Ok(Store { shared })
     }
 
-    /// What is written as the ledger, with the events of a commit.
+    /// What is written as the ledger, with the events of a commit. Until it is
+    /// set, that of the agent before stays.
     pub fn set_ledger(&self, ledger: impl Fn() -> Vec<u8> + Send + Sync + 'static) {
         let mut current = self.shared.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        *current = Box::new(ledger);
+        *current = Some(Box::new(ledger));
     }
 
     /// What commits events.
@@ -598,7 +600,7 @@ impl Shared {
             let result = match writer.bound_log() {
                 Ok(None) => {
                     let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-                    writer.commit(batch, &**ledger)
+                    writer.commit(batch, ledger.as_deref())
                 }
                 // The file is as it should be, and stays open.
                 Ok(Some(held)) => return Err(held),
@@ -667,7 +669,7 @@ impl Shared {
             return Err("it is not open".to_owned());
         };
         let ledger = self.ledger.lock().unwrap_or_else(PoisonError::into_inner);
-        writer.end(&**ledger).map_err(Trouble::why)?;
+        writer.end(ledger.as_deref()).map_err(Trouble::why)?;
         drop(ledger);
         let cleared = inner.lock.as_mut().map_or(Ok(()), Lock::clear);
         cleared.map_err(|error| format!("its lock: {error}"))

@@ -26,7 +26,9 @@ fn config(folder: &Path) -> StoreConfig {
 
 fn open(folder: &Path, exporters: &[&str]) -> Store {
     let exporters = exporters.iter().map(|name| (*name).to_owned()).collect();
-    Store::open(config(folder), exporters, Duration::ZERO).unwrap()
+    let store = Store::open(config(folder), exporters, Duration::ZERO).unwrap();
+    store.set_ledger(|| b"{}".to_vec());
+    store
 }
 
 /// Normal events, and every tenth a critical one.

@@ -263,7 +263,11 @@ impl Writer {
 
     /// Writes events and what comes with them, durably. Nothing of it happened
     /// where it fails.
-    pub(super) fn commit(&mut self, batch: &[Arc<Event>], ledger: &Ledger) -> Result<(), Trouble> {
+    pub(super) fn commit(
+        &mut self,
+        batch: &[Arc<Event>],
+        ledger: Option<&Ledger>,
+    ) -> Result<(), Trouble> {
         let mut books = self.books.clone();
         let now = ClockPair::now();
         let connection = &mut self.connection;
@@ -274,7 +278,9 @@ impl Writer {
         let oldest_ns = oldest_ns(&self.began, now, self.max_age_ns);
         evict_old(&transaction, &mut books, &mut oldest, oldest_ns)?;
         shrink(&transaction, self.max_bytes)?;
-        if now.wall_ns.abs_diff(self.ledger_written_ns) >= LEDGER_INTERVAL_NS {
+        if let Some(ledger) = ledger
+            && now.wall_ns.abs_diff(self.ledger_written_ns) >= LEDGER_INTERVAL_NS
+        {
             write_ledger(&transaction, now.wall_ns, ledger)?;
             self.ledger_written_ns = now.wall_ns;
         }
@@ -336,11 +342,10 @@ impl Writer {
     }
 
     /// The agent ends as it should.
-    pub(super) fn end(&mut self, ledger: &Ledger) -> Result<(), Trouble> {
+    pub(super) fn end(&mut self, ledger: Option<&Ledger>) -> Result<(), Trouble> {
         let now = ClockPair::now().wall_ns;
         let transaction = self.connection.transaction_with_behavior(IMMEDIATE)?;
-        // An agent that never ran has none: that of the one before it stays.
-        if ledger() != b"{}" {
+        if let Some(ledger) = ledger {
             write_ledger(&transaction, now, ledger)?;
         }
         transaction.execute("UPDATE agent SET running = 0, alive = ?1", [signed(now)])?;
