@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use vahti_exporters::store::{COMMIT_WINDOW, Store, StoreConfig, StoreError};
+use vahti_exporters::store::{GATHERING, Store, StoreConfig, StoreError};
 use vahti_exporters::{FileEmitter, NoneEmitter, StdoutEmitter};
 use vahti_runtime::delivery::EmitterHandle;
 use vahti_runtime::emitter::EventEmitter;
@@ -42,7 +42,7 @@ pub(crate) fn start(
         // What can't be committed waits in its lanes, and those decide what goes.
         let served = vahti_runtime::delivery::EmitterConfig {
             max_retries: u32::MAX,
-            drain_interval: COMMIT_WINDOW,
+            drain_interval: GATHERING,
             max_batch_bytes: limits.store_batch_bytes,
             ..Default::default()
         };

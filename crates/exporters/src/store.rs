@@ -248,8 +248,12 @@ const AGE_INTERVAL_NS: u64 = 600_000_000_000;
 /// How long the end waits for a commit that is under way.
 const END_PATIENCE: Duration = Duration::from_secs(1);
 
-/// How long the first events of a group wait for others.
+/// How long after its first event a group is written, the disk's flush aside.
 pub const COMMIT_WINDOW: Duration = Duration::from_millis(10);
+
+/// How long the first events of a group wait for others: the window but for the
+/// timer, which counts in milliseconds, and the writing.
+pub const GATHERING: Duration = COMMIT_WINDOW.saturating_sub(Duration::from_millis(2));
 
 impl Store {
     /// Opens the store in its folder, for these durable exporters. Where the
@@ -716,7 +720,7 @@ impl EventEmitter for StoreEmitter {
         usize::try_from(wal / 4 / 1_024).unwrap_or(usize::MAX).clamp(128, 4_096)
     }
 
-    /// A commit costs a disk's flush: events gather for [`COMMIT_WINDOW`].
+    /// A commit costs a disk's flush: events gather for [`GATHERING`].
     fn min_batch(&self) -> usize {
         self.max_batch()
     }
