@@ -80,7 +80,7 @@ static __always_inline struct vahti_self *self_facts(void)
 /*
  * Other processes that make proofs at this moment, an agent or a doctor beside us: by tgid, when each began,
  * in whole ticks, as /proc tells it. Userland writes it, as it knows who may announce itself. A process that
- * has the tgid later began at another tick.
+ * has the tgid later began at another tick: ids do not come around within one.
  */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
