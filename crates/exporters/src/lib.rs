@@ -8,6 +8,7 @@
 //! | [`StdoutEmitter`] | a readable line an event on a terminal, JSON lines elsewhere |
 //! | [`FileEmitter`] | JSON lines, rotated by size and age |
 //! | [`store`] | an SQLite file: history, and the log that durable exporters are served from |
+//! | [`otlp`] | log records and spans, over gRPC or HTTP |
 //! | [`NoneEmitter`] | nothing: everything counts as delivered |
 //!
 //! Each runs on a thread of its own and may block there. An emitter says of
@@ -25,6 +26,7 @@
 pub mod file;
 mod lines;
 mod none;
+pub mod otlp;
 mod stdout;
 pub mod store;
 #[cfg(test)]
@@ -33,5 +35,6 @@ mod text;
 
 pub use file::{FileConfig, FileEmitter, FileError};
 pub use none::NoneEmitter;
+pub use otlp::{OtlpConfig, OtlpEmitter};
 pub use stdout::{Format, StdoutEmitter, wants_colour};
 pub use text::to_text_line;

@@ -225,6 +225,17 @@ pub enum Transport {
     Udp,
 }
 
+impl Transport {
+    /// The JSON word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Transport::Tcp => "tcp",
+            Transport::Udp => "udp",
+        }
+    }
+}
+
 /// Internet protocol of a connection, in OpenTelemetry's words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NetworkType {
@@ -232,6 +243,17 @@ pub enum NetworkType {
     Ipv4,
     /// IPv6.
     Ipv6,
+}
+
+impl NetworkType {
+    /// The JSON word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            NetworkType::Ipv4 => "ipv4",
+            NetworkType::Ipv6 => "ipv6",
+        }
+    }
 }
 
 /// One end of a connection. A part that the events of a storm did not share
@@ -268,6 +290,18 @@ pub enum OomScope {
     System,
 }
 
+impl OomScope {
+    /// The JSON word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            OomScope::Container => "container",
+            OomScope::Cgroup => "cgroup",
+            OomScope::System => "system",
+        }
+    }
+}
+
 /// What an OOM kill says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OomKill {
@@ -298,6 +332,20 @@ pub enum ExitClass {
     Oom,
     /// A signal that means a crash.
     Crash,
+}
+
+impl ExitClass {
+    /// The JSON word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            ExitClass::Normal => "normal",
+            ExitClass::Error => "error",
+            ExitClass::Killed => "killed",
+            ExitClass::Oom => "oom",
+            ExitClass::Crash => "crash",
+        }
+    }
 }
 
 /// What a process's end says.
@@ -402,6 +450,16 @@ pub struct ErrorInfo {
 pub enum LinkKind {
     /// Could be a cause, but it is not proven to be.
     PossibleCause,
+}
+
+impl LinkKind {
+    /// The JSON word.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            LinkKind::PossibleCause => "possible_cause",
+        }
+    }
 }
 
 /// A typed reference to another event's span, with its evidence.

@@ -43,9 +43,7 @@ impl Word for LinkKind {
     const ALL: &'static [Self] = &[LinkKind::PossibleCause];
 
     fn word(self) -> &'static str {
-        match self {
-            LinkKind::PossibleCause => "possible_cause",
-        }
+        self.as_str()
     }
 }
 
@@ -53,10 +51,7 @@ impl Word for Transport {
     const ALL: &'static [Self] = &[Transport::Tcp, Transport::Udp];
 
     fn word(self) -> &'static str {
-        match self {
-            Transport::Tcp => "tcp",
-            Transport::Udp => "udp",
-        }
+        self.as_str()
     }
 }
 
@@ -64,10 +59,7 @@ impl Word for NetworkType {
     const ALL: &'static [Self] = &[NetworkType::Ipv4, NetworkType::Ipv6];
 
     fn word(self) -> &'static str {
-        match self {
-            NetworkType::Ipv4 => "ipv4",
-            NetworkType::Ipv6 => "ipv6",
-        }
+        self.as_str()
     }
 }
 
@@ -75,11 +67,7 @@ impl Word for OomScope {
     const ALL: &'static [Self] = &[OomScope::Container, OomScope::Cgroup, OomScope::System];
 
     fn word(self) -> &'static str {
-        match self {
-            OomScope::Container => "container",
-            OomScope::Cgroup => "cgroup",
-            OomScope::System => "system",
-        }
+        self.as_str()
     }
 }
 
@@ -88,12 +76,6 @@ impl Word for ExitClass {
         &[ExitClass::Normal, ExitClass::Error, ExitClass::Killed, ExitClass::Oom, ExitClass::Crash];
 
     fn word(self) -> &'static str {
-        match self {
-            ExitClass::Normal => "normal",
-            ExitClass::Error => "error",
-            ExitClass::Killed => "killed",
-            ExitClass::Oom => "oom",
-            ExitClass::Crash => "crash",
-        }
+        self.as_str()
     }
 }

@@ -1,0 +1,437 @@
+//! What can be set about an OTLP emitter, and what the environment fills in.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use http::Uri;
+use http::header::{HeaderName, HeaderValue};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use vahti_runtime::config::InvalidField;
+use vahti_runtime::event::escape_text;
+use vahti_runtime::units::{ByteSize, HumanDuration};
+
+/// What can be set about an OTLP emitter. What is left open is filled in from
+/// the environment, as OpenTelemetry specifies its exporters
+/// (<https://opentelemetry.io/docs/specs/otel/protocol/exporter/>), then from
+/// the defaults.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct OtlpConfig {
+    /// Where to: `http://` or `https://`, a host or an address, a port, and for
+    /// HTTP a path that `/v1/logs` and `/v1/traces` are put behind.
+    pub endpoint: Option<String>,
+    /// How; `grpc` if not set.
+    pub protocol: Option<Protocol>,
+    /// What every request carries besides.
+    pub headers: BTreeMap<String, HeaderSource>,
+    /// Whom to believe, and as whom; only for `https://`.
+    pub tls: TlsConfig,
+    /// How requests are compressed; not at all if not set.
+    pub compression: Option<Compression>,
+    /// How long a request may take: 10ms to 5m; 10s if not set.
+    pub timeout: Option<HumanDuration>,
+    /// How large a request may be, before compression: 64KiB to 64MiB; 3MiB if
+    /// not set, as receivers take 4 MiB.
+    pub max_request: Option<ByteSize>,
+    /// Whether events that chains of causes are made of are sent as spans, too.
+    pub traces: Option<bool>,
+}
+
+/// How events travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// gRPC, over HTTP/2.
+    Grpc,
+    /// Protobuf over HTTP/1.1, or HTTP/2 where TLS agrees on it.
+    Http,
+}
+
+impl Protocol {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Protocol::Grpc => "grpc",
+            Protocol::Http => "http",
+        }
+    }
+}
+
+/// How requests are compressed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Compression {
+    /// Not at all.
+    None,
+    /// With gzip.
+    Gzip,
+}
+
+/// Where a header's value comes from. It is never shown.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum HeaderSource {
+    /// From here.
+    Value(Secret),
+    /// From a file, which is read again when it may have changed.
+    File {
+        /// The file; blanks and line breaks at its end do not count.
+        file: PathBuf,
+        /// What stands before it, such as `"Bearer "`.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        prefix: String,
+    },
+    /// From an environment variable.
+    Env {
+        /// Its name.
+        env: String,
+        /// What stands before it, such as `"Bearer "`.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        prefix: String,
+    },
+}
+
+impl fmt::Debug for HeaderSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            HeaderSource::Value(_) => f.write_str("(hidden)"),
+            HeaderSource::File { file, .. } => write!(f, "(from {})", file.display()),
+            HeaderSource::Env { env, .. } => write!(f, "(from ${env})"),
+        }
+    }
+}
+
+/// A text that is never shown.
+#[derive(Clone, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(hidden)")
+    }
+}
+
+impl Serialize for Secret {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str("(hidden)")
+    }
+}
+
+/// Whom to believe, and as whom.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct TlsConfig {
+    /// A file with the certificates, PEM, of the authorities to believe, in
+    /// place of those of the system.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// A file with this client's certificate, PEM, and those between it and its
+    /// authority; with `key`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cert: Option<PathBuf>,
+    /// A file with the private key of `cert`, PEM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+}
+
+/// Everything that is needed to send.
+#[derive(Debug, Clone)]
+pub(super) struct Settled {
+    pub(super) protocol: Protocol,
+    pub(super) logs: Uri,
+    pub(super) traces: Option<Uri>,
+    pub(super) headers: BTreeMap<String, HeaderSource>,
+    pub(super) tls: TlsConfig,
+    pub(super) gzip: bool,
+    pub(super) timeout: Duration,
+    pub(super) max_request: usize,
+}
+
+/// What OpenTelemetry's variables say, if they are set and not empty.
+type Environment<'a> = &'a dyn Fn(&str) -> Option<String>;
+
+impl OtlpConfig {
+    /// One that sends there, everything else left open.
+    #[must_use]
+    pub fn to(endpoint: impl Into<String>) -> Self {
+        OtlpConfig { endpoint: Some(endpoint.into()), ..OtlpConfig::default() }
+    }
+
+    /// Checks every value, those of the environment included; returns what is
+    /// wrong.
+    #[must_use]
+    pub fn validate(&self, environment: Environment<'_>) -> Vec<InvalidField> {
+        self.settle(environment).err().unwrap_or_default()
+    }
+
+    /// Fills in what was left open.
+    ///
+    /// # Errors
+    /// Everything that is wrong.
+    pub(super) fn settle(
+        &self,
+        environment: Environment<'_>,
+    ) -> Result<Settled, Vec<InvalidField>> {
+        let mut filling = Filling { environment, wrong: Vec::new() };
+        let protocol = self.protocol.or_else(|| filling.protocol()).unwrap_or(Protocol::Grpc);
+        let logs = filling.uri(self, protocol, "LOGS", "/v1/logs");
+        let sends_traces = self.traces.unwrap_or(true);
+        let traces = sends_traces.then(|| filling.uri(self, protocol, "TRACES", "/v1/traces"));
+        let headers = filling.headers(&self.headers);
+        let tls = filling.tls(&self.tls);
+        let timeout = filling.timeout(self.timeout);
+        let gzip = filling.gzip(self.compression);
+        let max_request = self.max_request.unwrap_or(ByteSize::mib(3));
+        filling.within(
+            "max_request",
+            (64 << 10..=64 << 20).contains(&max_request.0),
+            max_request.to_string(),
+            "64KiB to 64MiB",
+        );
+        let traces = match traces {
+            Some(None) => return Err(filling.wrong),
+            Some(some) => some,
+            None => None,
+        };
+        match logs {
+            Some(logs) if filling.wrong.is_empty() => Ok(Settled {
+                protocol,
+                logs,
+                traces,
+                headers,
+                tls,
+                gzip,
+                timeout,
+                max_request: usize::try_from(max_request.0).unwrap_or(usize::MAX),
+            }),
+            _ => Err(filling.wrong),
+        }
+    }
+}
+
+struct Filling<'a> {
+    environment: Environment<'a>,
+    wrong: Vec<InvalidField>,
+}
+
+impl Filling<'_> {
+    /// `OTEL_EXPORTER_OTLP_LOGS_X`, else `OTEL_EXPORTER_OTLP_X`, with its name.
+    fn variable(&self, signal: &str, what: &str) -> Option<(String, String)> {
+        let names =
+            [format!("OTEL_EXPORTER_OTLP_{signal}_{what}"), format!("OTEL_EXPORTER_OTLP_{what}")];
+        names.into_iter().find_map(|name| {
+            let value = (self.environment)(&name)?.trim().to_owned();
+            (!value.is_empty()).then_some((name, value))
+        })
+    }
+
+    fn complain(&mut self, path: &str, value: &str, bound: &str) {
+        self.wrong.push(InvalidField {
+            path: path.to_owned(),
+            value: escape_text(value).into_owned(),
+            bound: bound.to_owned(),
+        });
+    }
+
+    fn within(&mut self, path: &str, is_good: bool, value: String, bound: &str) {
+        if !is_good {
+            self.complain(path, &value, bound);
+        }
+    }
+
+    fn protocol(&mut self) -> Option<Protocol> {
+        let (name, value) = self.variable("LOGS", "PROTOCOL")?;
+        match value.as_str() {
+            "grpc" => Some(Protocol::Grpc),
+            "http/protobuf" => Some(Protocol::Http),
+            _ => {
+                self.complain(&name, &value, "grpc or http/protobuf");
+                None
+            }
+        }
+    }
+
+    /// Where a signal goes. The endpoint of all signals is what paths are put
+    /// behind; that of one signal, which only the environment has, stands as it
+    /// is.
+    fn uri(
+        &mut self,
+        config: &OtlpConfig,
+        protocol: Protocol,
+        signal: &str,
+        path: &str,
+    ) -> Option<Uri> {
+        let (name, text) = match &config.endpoint {
+            Some(endpoint) => ("endpoint".to_owned(), endpoint.clone()),
+            None => self.variable(signal, "ENDPOINT").unwrap_or_else(|| {
+                let port = if protocol == Protocol::Grpc { 4317 } else { 4318 };
+                ("endpoint".to_owned(), format!("http://localhost:{port}"))
+            }),
+        };
+        let whole = name.contains(signal);
+        match endpoint(&text, protocol, (!whole).then_some(path)) {
+            Ok(uri) => Some(uri),
+            Err(bound) => {
+                // The password of one that has one must not show.
+                let shown = if text.contains('@') { "(hidden)" } else { &text };
+                if !self.wrong.iter().any(|field| field.path == name) {
+                    self.complain(&name, shown, &bound);
+                }
+                None
+            }
+        }
+    }
+
+    fn headers(&mut self, set: &BTreeMap<String, HeaderSource>) -> BTreeMap<String, HeaderSource> {
+        let mut headers = BTreeMap::new();
+        if let Some((name, list)) = self.variable("LOGS", "HEADERS") {
+            for entry in list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
+                match entry.split_once('=') {
+                    Some((key, value)) => {
+                        let value = unquoted(value.trim());
+                        headers.insert(
+                            key.trim().to_ascii_lowercase(),
+                            HeaderSource::Value(Secret(value)),
+                        );
+                    }
+                    None => self.complain(&name, "(hidden)", "key=value, key=value"),
+                }
+            }
+        }
+        for (key, source) in set {
+            headers.insert(key.to_ascii_lowercase(), source.clone());
+        }
+        for (key, source) in &headers {
+            let path = format!("headers.{key}");
+            let name = HeaderName::from_bytes(key.as_bytes());
+            if name.as_ref().map_or(true, |name| RESERVED.contains(&name.as_str())) {
+                self.complain(&path, key, "the name of a header that the protocol leaves free");
+            }
+            if let HeaderSource::Value(Secret(value)) = source
+                && HeaderValue::from_str(value).is_err()
+            {
+                self.complain(&path, "(hidden)", "visible characters");
+            }
+        }
+        headers
+    }
+
+    fn tls(&mut self, set: &TlsConfig) -> TlsConfig {
+        let file = |set: &Option<PathBuf>, what| {
+            let from_environment = || Some(PathBuf::from(self.variable("LOGS", what)?.1));
+            set.clone().or_else(from_environment)
+        };
+        let tls = TlsConfig {
+            ca: file(&set.ca, "CERTIFICATE"),
+            cert: file(&set.cert, "CLIENT_CERTIFICATE"),
+            key: file(&set.key, "CLIENT_KEY"),
+        };
+        if tls.cert.is_some() != tls.key.is_some() {
+            let (there, lacks) =
+                if tls.cert.is_some() { ("tls.cert", "tls.key") } else { ("tls.key", "tls.cert") };
+            self.complain(there, "alone", &format!("together with {lacks}"));
+        }
+        tls
+    }
+
+    fn timeout(&mut self, set: Option<HumanDuration>) -> Duration {
+        let bounds = Duration::from_millis(10)..=Duration::from_secs(300);
+        let (name, timeout) = match (set, self.variable("LOGS", "TIMEOUT")) {
+            (Some(timeout), _) => ("timeout".to_owned(), timeout.0),
+            (None, Some((name, value))) => match value.parse() {
+                Ok(ms) => (name, Duration::from_millis(ms)),
+                Err(_) => {
+                    self.complain(&name, &value, "milliseconds, 10 to 300,000");
+                    return Duration::from_secs(10);
+                }
+            },
+            (None, None) => return Duration::from_secs(10),
+        };
+        let shown = HumanDuration(timeout).to_string();
+        self.within(&name, bounds.contains(&timeout), shown, "10ms to 5m");
+        timeout
+    }
+
+    fn gzip(&mut self, set: Option<Compression>) -> bool {
+        if let Some(compression) = set {
+            return compression == Compression::Gzip;
+        }
+        match self.variable("LOGS", "COMPRESSION") {
+            None => false,
+            Some((_, value)) if value == "gzip" => true,
+            Some((_, value)) if value == "none" => false,
+            Some((name, value)) => {
+                self.complain(&name, &value, "gzip or none");
+                false
+            }
+        }
+    }
+}
+
+/// What requests have already.
+const RESERVED: [&str; 12] = [
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "grpc-accept-encoding",
+    "grpc-encoding",
+    "grpc-timeout",
+    "host",
+    "te",
+    "trailer",
+    "transfer-encoding",
+    "upgrade",
+];
+
+/// Reads an endpoint, and puts a path behind it; the error says what it must be.
+fn endpoint(text: &str, protocol: Protocol, path: Option<&str>) -> Result<Uri, String> {
+    let example =
+        if protocol == Protocol::Grpc { "http://localhost:4317" } else { "http://localhost:4318" };
+    let must = |why: &str| format!("{why}, such as {example}");
+    let uri: Uri = text.trim().parse().map_err(|_| must("a URL"))?;
+    if !matches!(uri.scheme_str(), Some("http" | "https")) {
+        return Err(must("a URL with http:// or https://"));
+    }
+    let authority = uri.authority().ok_or_else(|| must("a URL with a host"))?;
+    if authority.as_str().contains('@') {
+        return Err(must("a URL without a password, which belongs into a header"));
+    }
+    if authority.host().is_empty() || (authority.as_str().ends_with(':')) {
+        return Err(must("a URL with a host"));
+    }
+    if uri.query().is_some() {
+        return Err(must("a URL without a query"));
+    }
+    let base = uri.path().trim_end_matches('/');
+    if protocol == Protocol::Grpc && !base.is_empty() {
+        return Err(must(&format!("a URL without a path for protocol {}", protocol.as_str())));
+    }
+    let path = match (protocol, path) {
+        (Protocol::Grpc, _) => "/".to_owned(),
+        (Protocol::Http, Some(path)) => format!("{base}{path}"),
+        (Protocol::Http, None) => uri.path().to_owned(),
+    };
+    let mut parts = uri.into_parts();
+    parts.path_and_query = Some(path.parse().map_err(|_| must("a URL"))?);
+    Uri::from_parts(parts).map_err(|_| must("a URL"))
+}
+
+/// Without the percent signs that W3C's baggage, whose form the variable has,
+/// asks for.
+fn unquoted(text: &str) -> String {
+    let mut bytes = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let code = after
+            .get(..2)
+            .filter(|_| *first == b'%')
+            .and_then(|two| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok());
+        bytes.push(code.unwrap_or(*first));
+        rest = if code.is_some() { &after[2..] } else { after };
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}

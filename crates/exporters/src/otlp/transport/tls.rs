@@ -1,0 +1,110 @@
+//! Whom to believe, and as whom to speak.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::client::legacy::connect::HttpConnector;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, RootCertStore};
+use vahti_runtime::event::escape;
+
+use super::headers::{Version, version};
+use crate::otlp::config::TlsConfig;
+
+/// Certificates and keys, as they were in their files.
+pub(super) struct Trust {
+    config: ClientConfig,
+    files: Vec<(PathBuf, Option<Version>)>,
+}
+
+impl Trust {
+    /// Reads all that is configured; nothing where none of it is needed.
+    ///
+    /// # Errors
+    /// A file can't be read or holds something else, or nobody is to be
+    /// believed.
+    pub(super) fn load(tls: &TlsConfig, is_needed: bool) -> Result<Self, String> {
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| format!("TLS can't be used: {error}"))?;
+        if !is_needed {
+            let config = builder.with_root_certificates(RootCertStore::empty());
+            return Ok(Trust { config: config.with_no_client_auth(), files: Vec::new() });
+        }
+        let files = [&tls.ca, &tls.cert, &tls.key].into_iter().flatten();
+        let files = files.map(|file| (file.clone(), version(file))).collect();
+        let builder = builder.with_root_certificates(match &tls.ca {
+            Some(file) => given(file)?,
+            None => of_the_system()?,
+        });
+        let config = match (&tls.cert, &tls.key) {
+            (Some(cert), Some(key)) => {
+                let failed = |error| format!("{} and {}: {error}", shown(cert), shown(key));
+                let key = PrivateKeyDer::from_pem_file(key)
+                    .map_err(|error| format!("cannot read the key {}: {error}", shown(key)))?;
+                builder.with_client_auth_cert(certificates(cert)?, key).map_err(failed)?
+            }
+            _ => builder.with_no_client_auth(),
+        };
+        Ok(Trust { config, files })
+    }
+
+    /// Whether a file is another one by now.
+    pub(super) fn has_changed(&self) -> bool {
+        self.files.iter().any(|(file, then)| version(file) != *then)
+    }
+
+    /// What connects, in plain text to `http://` and never to `https://`.
+    pub(super) fn connector(&self, http2: bool) -> HttpsConnector<HttpConnector> {
+        let builder = HttpsConnectorBuilder::new().with_tls_config(self.config.clone());
+        let builder = builder.https_or_http();
+        let mut tcp = HttpConnector::new();
+        // Also to https://, which the layer above is for.
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        if http2 {
+            builder.enable_http2().wrap_connector(tcp)
+        } else {
+            builder.enable_http1().wrap_connector(tcp)
+        }
+    }
+}
+
+fn given(file: &Path) -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    for certificate in certificates(file)? {
+        roots.add(certificate).map_err(|error| format!("{}: {error}", shown(file)))?;
+    }
+    Ok(roots)
+}
+
+fn of_the_system() -> Result<RootCertStore, String> {
+    let mut roots = RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    // As every program does: some are older than what is allowed today.
+    let (taken, _) = roots.add_parsable_certificates(found.certs);
+    if taken == 0 {
+        let why = found.errors.first().map(|error| format!(": {error}")).unwrap_or_default();
+        return Err(format!(
+            "this system knows no authority to believe{why}; install ca-certificates, or set tls.ca"
+        ));
+    }
+    Ok(roots)
+}
+
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let failed = |error| format!("cannot read certificates from {}: {error}", shown(file));
+    let read: Result<Vec<_>, _> = CertificateDer::pem_file_iter(file).map_err(failed)?.collect();
+    let read = read.map_err(failed)?;
+    if read.is_empty() {
+        return Err(format!("{} holds no certificate in PEM form", shown(file)));
+    }
+    Ok(read)
+}
+
+fn shown(path: &Path) -> std::borrow::Cow<'_, str> {
+    escape(path.as_os_str().as_encoded_bytes())
+}
