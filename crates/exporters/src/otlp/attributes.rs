@@ -223,10 +223,8 @@ impl Attributes<'_> {
             if custom.attributes[i + 1..].iter().any(|(later, _)| later == key) {
                 continue;
             }
-            let is_taken = key.is_empty()
-                || key.starts_with("vahti.")
-                || LATER.contains(&&**key)
-                || self.list[..self.len].iter().any(|known| known.key == **key);
+            let is_taken =
+                key.is_empty() || key.starts_with("vahti.") || CONVENTIONAL.contains(&&**key);
             if is_taken {
                 self.put(&format!("vahti.custom.{key}"), wire(value));
             } else {
@@ -254,8 +252,27 @@ impl Attributes<'_> {
     }
 }
 
-/// Keys without our prefix that come after those of custom events.
-const LATER: [&str; 1] = ["sampling.threshold"];
+/// The keys of OpenTelemetry's conventions that have their meaning in every
+/// event, whether it has a value for them or not.
+pub(super) const CONVENTIONAL: [&str; 17] = [
+    "container.id",
+    "container.runtime.name",
+    "error.message",
+    "error.type",
+    "log.record.uid",
+    "network.local.address",
+    "network.local.port",
+    "network.peer.address",
+    "network.peer.port",
+    "network.transport",
+    "network.type",
+    "process.creation.time",
+    "process.exit.code",
+    "process.parent_pid",
+    "process.pid",
+    "process.real_user.id",
+    "sampling.threshold",
+];
 
 /// OpenTelemetry's `th`, where the event was sampled.
 pub(super) fn threshold(event: &Event) -> Option<String> {

@@ -1,1 +1,3 @@
-
+mod answers;
+mod mapping;
+mod settings;

@@ -1,0 +1,129 @@
+//! What is configured, and what the environment fills in.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use vahti_runtime::units::HumanDuration;
+
+use crate::otlp::config::{
+    Compression, HeaderSource, OtlpConfig, Protocol, Secret, Settled, TlsConfig,
+};
+
+fn settled(config: &OtlpConfig, environment: &[(&str, &str)]) -> Result<Settled, Vec<String>> {
+    let environment: BTreeMap<_, _> = environment.iter().copied().collect();
+    let variable = |name: &str| environment.get(name).map(|value| (*value).to_owned());
+    config.settle(&variable).map_err(|wrong| wrong.iter().map(ToString::to_string).collect())
+}
+
+fn uris(settled: &Settled) -> (String, Option<String>) {
+    (settled.logs.to_string(), settled.traces.as_ref().map(ToString::to_string))
+}
+
+#[test]
+fn without_anything_it_is_grpc_to_this_machine() {
+    let settled = settled(&OtlpConfig::default(), &[]).unwrap();
+    assert_eq!(settled.protocol, Protocol::Grpc);
+    assert_eq!(uris(&settled).0, "http://localhost:4317/");
+    assert_eq!((settled.timeout, settled.gzip), (Duration::from_secs(10), false));
+}
+
+#[test]
+fn paths_are_put_behind_the_endpoint_of_all_signals_and_not_behind_that_of_one() {
+    let http = OtlpConfig { protocol: Some(Protocol::Http), ..OtlpConfig::default() };
+    for (endpoint, base) in [
+        ("http://[::1]:4318", "http://[::1]:4318"),
+        ("https://host/", "https://host"),
+        ("https://10.0.0.7:99/a/b/", "https://10.0.0.7:99/a/b"),
+    ] {
+        let config = OtlpConfig { endpoint: Some(endpoint.to_owned()), ..http.clone() };
+        let (logs, traces) = uris(&settled(&config, &[]).unwrap());
+        assert_eq!(logs, format!("{base}/v1/logs"));
+        assert_eq!(traces, Some(format!("{base}/v1/traces")));
+    }
+    let environment = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://all:1"),
+        ("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "http://logs:2/only"),
+    ];
+    let (logs, traces) = uris(&settled(&http, &environment).unwrap());
+    assert_eq!((&*logs, traces.as_deref()), ("http://logs:2/only", Some("http://all:1/v1/traces")));
+    let none = OtlpConfig { traces: Some(false), ..http };
+    assert_eq!(uris(&settled(&none, &environment).unwrap()).1, None);
+}
+
+#[test]
+fn the_environment_fills_in_what_is_left_open_and_nothing_else() {
+    let environment = [
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "https://from-environment:1"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "a=1, X-Key = sec%20ret%3D ,"),
+        ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip"),
+        ("OTEL_EXPORTER_OTLP_TIMEOUT", "250"),
+        ("OTEL_EXPORTER_OTLP_LOGS_TIMEOUT", "300"),
+        ("OTEL_EXPORTER_OTLP_CERTIFICATE", "/ca.pem"),
+        ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", ""),
+    ];
+    let filled = settled(&OtlpConfig::default(), &environment).unwrap();
+    assert_eq!(uris(&filled).0, "https://from-environment:1/v1/logs");
+    assert_eq!((filled.timeout, filled.gzip), (Duration::from_millis(300), true));
+    assert_eq!(filled.tls.ca, Some(PathBuf::from("/ca.pem")));
+    assert_eq!(filled.tls.cert, None, "what is empty is not set");
+    let value = |text: &str| HeaderSource::Value(Secret(text.to_owned()));
+    assert_eq!(filled.headers["x-key"], value("sec ret="));
+    let config = OtlpConfig {
+        protocol: Some(Protocol::Grpc),
+        headers: [("A".to_owned(), value("mine"))].into(),
+        compression: Some(Compression::None),
+        timeout: Some(HumanDuration(Duration::from_secs(1))),
+        ..OtlpConfig::to("http://mine:1")
+    };
+    let set = settled(&config, &environment).unwrap();
+    assert_eq!(uris(&set).0, "http://mine:1/");
+    assert_eq!((set.timeout, set.gzip), (Duration::from_secs(1), false));
+    assert_eq!(set.headers["a"], value("mine"));
+    assert_eq!(set.headers["x-key"], value("sec ret="));
+}
+
+#[test]
+fn what_is_wrong_is_told_with_its_name_and_never_with_a_secret() {
+    let header = |key: &str, value: &str| OtlpConfig {
+        headers: [(key.to_owned(), HeaderSource::Value(Secret(value.to_owned())))].into(),
+        ..OtlpConfig::default()
+    };
+    let half = TlsConfig { cert: Some("/c".into()), ..TlsConfig::default() };
+    for (config, environment, told) in [
+        (OtlpConfig::to("localhost:4317"), vec![], "endpoint is localhost:4317, but must be a URL"),
+        (OtlpConfig::to("ftp://a"), vec![], "a URL with http:// or https://"),
+        (OtlpConfig::to("http://"), vec![], "endpoint is http://, but must be a URL"),
+        (OtlpConfig::to("http://a/b"), vec![], "without a path for protocol grpc"),
+        (OtlpConfig::to("http://me:geheim@a"), vec![], "endpoint is (hidden), but must be"),
+        (header("content-type", "x"), vec![], "headers.content-type is content-type"),
+        (header("a b", "x"), vec![], "the name of a header"),
+        (header("a", "geheim\n"), vec![], "headers.a is (hidden), but must be visible"),
+        (OtlpConfig { tls: half, ..OtlpConfig::default() }, vec![], "together with tls.key"),
+        (OtlpConfig::default(), vec![("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")], "_PROTOCOL is"),
+        (OtlpConfig::default(), vec![("OTEL_EXPORTER_OTLP_TIMEOUT", "1s")], "milliseconds"),
+        (OtlpConfig::default(), vec![("OTEL_EXPORTER_OTLP_TIMEOUT", "1")], "10ms to 5m"),
+        (OtlpConfig::default(), vec![("OTEL_EXPORTER_OTLP_COMPRESSION", "zstd")], "gzip or none"),
+        (OtlpConfig::default(), vec![("OTEL_EXPORTER_OTLP_HEADERS", "geheim")], "key=value"),
+    ] {
+        let wrong = settled(&config, &environment).unwrap_err();
+        assert_eq!(wrong.len(), 1, "{wrong:?}");
+        assert!(wrong[0].contains(told), "{wrong:?} lacks {told:?}");
+        assert!(!wrong[0].contains("geheim"), "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_secret_is_shown_nowhere() {
+    let config: OtlpConfig = serde_json::from_value(serde_json::json!({
+        "endpoint": "http://a:1",
+        "headers": {"a": "geheim", "b": {"file": "/token", "prefix": "Bearer "}, "c": {"env": "C"}}
+    }))
+    .unwrap();
+    let shown = format!("{config:?} {}", serde_json::to_string(&config).unwrap());
+    assert!(!shown.contains("geheim"), "{shown}");
+    let settled = settled(&config, &[]).unwrap();
+    assert!(!format!("{settled:?}").contains("geheim"));
+    assert_eq!(settled.headers.len(), 3);
+}
