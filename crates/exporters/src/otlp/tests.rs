@@ -1,3 +1,4 @@
 mod answers;
+mod decoders;
 mod mapping;
 mod settings;
