@@ -2,3 +2,4 @@ mod answers;
 mod decoders;
 mod mapping;
 mod settings;
+mod trust;
