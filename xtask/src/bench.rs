@@ -14,7 +14,8 @@ use std::process::Command;
 /// Which parts to run; none named means all.
 pub(crate) fn run(parts: &[&str]) -> Result<(), String> {
     const AGENT: [&str; 5] = ["latency", "commit", "start", "idle", "storm"];
-    const RUNTIME: [&str; 6] = ["queue", "sampler", "pipeline", "lines", "network", "store"];
+    const RUNTIME: [&str; 7] =
+        ["queue", "sampler", "pipeline", "lines", "network", "store", "otlp"];
     if let Some(unknown) = parts.iter().find(|p| !AGENT.contains(p) && !RUNTIME.contains(p)) {
         return Err(format!(
             "there is no part {unknown:?}; there are {}, {}",
@@ -34,8 +35,10 @@ pub(crate) fn run(parts: &[&str]) -> Result<(), String> {
     if wanted("network") {
         cargo(&["bench", "-q", "-p", "vahti-observers", "--bench", "network"])?;
     }
-    if wanted("store") {
-        cargo(&["bench", "-q", "-p", "vahti-exporters", "--bench", "store"])?;
+    for part in ["store", "otlp"] {
+        if wanted(part) {
+            cargo(&["bench", "-q", "-p", "vahti-exporters", "--bench", part])?;
+        }
     }
     let agent: Vec<&str> = AGENT.into_iter().filter(|part| wanted(part)).collect();
     if agent.is_empty() {
