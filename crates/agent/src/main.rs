@@ -13,6 +13,7 @@ mod doctor;
 mod emitters;
 mod gap;
 mod history;
+mod http;
 mod ledger;
 mod log;
 mod losses;
