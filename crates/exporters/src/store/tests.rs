@@ -2,9 +2,11 @@
 //! of their own.
 
 mod crash;
+mod damage;
 mod healing;
 mod hostile;
 mod lossy;
+mod notices;
 mod repairs;
 mod troubles;
 
