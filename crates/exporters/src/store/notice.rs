@@ -123,6 +123,7 @@ impl Sight {
         let identity = |look: Option<Look>| look.map(|look| look.identity);
         let bytes = |look: Option<Look>| look.map(|look| look.bytes);
         let is_another_index = identity(index) != identity(self.index);
+        let is_written = closely && (log != self.log || file != self.file);
         Ok(if !is_another_index && bytes(index) < bytes(self.index) {
             // SQLite has it mapped: whoever reads on there is killed.
             Finding::Touched
@@ -130,9 +131,7 @@ impl Sight {
             Finding::Cut
         } else if identity(log) != identity(self.log) {
             Finding::LogGone
-        } else if is_another_index || bytes(log) < bytes(self.log) {
-            Finding::Touched
-        } else if closely && (log != self.log || file != self.file) {
+        } else if is_another_index || bytes(log) < bytes(self.log) || is_written {
             Finding::Touched
         } else {
             Finding::Same

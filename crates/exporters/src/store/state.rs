@@ -131,7 +131,7 @@ fn free_bytes(store: &Path) -> u64 {
     if result == 0 { stat.f_bavail.saturating_mul(stat.f_frsize) } else { u64::MAX }
 }
 
-fn not_writable(store: &Path) -> Option<io::Error> {
+pub(super) fn not_writable(store: &Path) -> Option<io::Error> {
     let path = CString::new(store.as_os_str().as_bytes()).ok()?;
     // SAFETY: `path` is a string that ends with NUL.
     let result = unsafe { libc::access(path.as_ptr(), libc::W_OK | libc::X_OK) };
@@ -140,7 +140,7 @@ fn not_writable(store: &Path) -> Option<io::Error> {
 
 /// Who holds the lock. It is tried for a moment; an agent that starts just then
 /// tries again.
-fn agent(store: &Path) -> Option<u32> {
+pub(super) fn agent(store: &Path) -> Option<u32> {
     let mut file = File::open(store.join("lock")).ok()?;
     match file.try_lock_shared() {
         Err(TryLockError::WouldBlock) => {}

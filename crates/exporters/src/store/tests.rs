@@ -6,7 +6,9 @@ mod damage;
 mod healing;
 mod hostile;
 mod lossy;
+mod migrations;
 mod notices;
+mod readonly;
 mod repairs;
 mod troubles;
 
@@ -545,4 +547,12 @@ fn a_batch_that_comes_again_after_a_call_that_was_left_behind_is_not_kept_twice(
     commit(&store, &second);
     assert_eq!(kept(folder.path()), (1..=6).collect::<Vec<_>>());
     assert_exact(&store, folder.path());
+}
+
+#[test]
+fn a_path_with_a_nul_byte_is_no_path() {
+    let wrong = Checked::of(&StoreConfig::at("/var/lib/va\0hti")).wrong;
+    let told: Vec<String> = wrong.iter().map(ToString::to_string).collect();
+    assert_eq!(told, [r#"path is "/var/lib/va\x00hti", but must be a path without a NUL byte"#]);
+    assert!(Checked::of(&StoreConfig::at("/var/lib/vahti")).wrong.is_empty());
 }

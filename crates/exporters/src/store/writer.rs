@@ -183,7 +183,7 @@ impl Writer {
             let why = format!("the file system has no shared memory (journal mode {mode})");
             return Err(Trouble::Later(why));
         }
-        match schema::migrate(&mut connection)? {
+        match schema::migrate(&mut connection, &schema::STEPS)? {
             Found::Ours => {}
             Found::Newer(version) => return Ok(Opened::Newer(version)),
             Found::Foreign => return Err(foreign()),
