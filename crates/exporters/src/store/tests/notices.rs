@@ -164,6 +164,14 @@ const LOSSES: &[Case] = &[
     ("the log is emptied", |s| cut(s, LOG, |_| 0), &["corrupt"]),
     ("the log is cut in two", |s| cut(s, LOG, |bytes| bytes / 2), &["corrupt"]),
     (
+        "the log is removed and its index cut short",
+        |s| {
+            fs::remove_file(s.at(LOG)).unwrap();
+            cut(s, INDEX, |_| 0);
+        },
+        &["corrupt"],
+    ),
+    (
         "an older store is copied over it",
         |s| {
             let older = older(s);
