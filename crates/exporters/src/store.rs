@@ -11,7 +11,8 @@
 //! lock, or its transaction that was left open until the write-ahead log is
 //! beyond its share, make it fail for now: events wait in their lanes, whose policies decide
 //! what goes. A file that can't be read is set aside under a dated name and a
-//! fresh one is begun. None of it stops the agent.
+//! fresh one is begun; one that is taken away or replaced under the agent is
+//! noticed, and what was in it is counted. None of it stops the agent.
 //!
 //! What it never does: delete a file that it can't read, or write to one that a
 //! newer version left.
