@@ -616,8 +616,9 @@ impl Shared {
                 inner.writer = None;
             }
             Trouble::Gone => {
-                // The next look tells what is there instead.
-                self.close(inner, true);
+                if let Err(error) = self.look(inner, false) {
+                    tracing::error!(%error, "a file that is gone can't be done without");
+                }
             }
             Trouble::Corrupt(why) => {
                 if let Err(error) = self.set_aside(inner, &why) {

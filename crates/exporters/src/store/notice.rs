@@ -138,6 +138,16 @@ impl Sight {
         })
     }
 
+    /// Whether the log stands where it was, and can be read.
+    fn is_log_left(&self) -> bool {
+        let now = |suffix| Look::at(&with_suffix(&self.path, suffix)).ok().flatten();
+        let (log, index) = (now("-wal"), now("-shm"));
+        let is_index_whole = index
+            .zip(self.index)
+            .is_none_or(|(now, then)| now.identity != then.identity || now.bytes >= then.bytes);
+        is_index_whole && log.is_some() && log.map(|l| l.identity) == self.log.map(|l| l.identity)
+    }
+
     /// Removes what belonged to the file and is of no use without it: the next
     /// file must not be taken for the one that this log is of.
     fn remove_left(&self) -> io::Result<()> {
@@ -279,6 +289,16 @@ impl Shared {
     /// anything is, is somebody else's: it is set aside.
     pub(super) fn leave(&self, inner: &mut Inner, then: &Sight) -> Result<(), String> {
         let file = then.path();
+        if then.is_log_left()
+            && let Some(writer) = &mut inner.writer
+        {
+            // The file may have been renamed alone: it is whole where it is now.
+            self.close_cursors();
+            if !matches!(writer.write_back(), Ok(true)) {
+                let file = shown(file);
+                tracing::warn!(%file, "its log can't be written back to it, wherever it is now");
+            }
+        }
         self.close(inner, true);
         let failed = |error: io::Error| format!("cannot remove what is left of it: {error}");
         then.remove_left().map_err(failed)?;

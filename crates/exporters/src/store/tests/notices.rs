@@ -297,6 +297,19 @@ fn what_was_put_in_the_place_of_the_file_stays_as_it_is_under_another_name() {
 }
 
 #[test]
+fn a_file_that_was_renamed_alone_is_whole_where_it_is() {
+    let stage = Stage::new();
+    let elsewhere = stage.root.path().join("elsewhere.db");
+    fs::rename(stage.at(DATABASE), &elsewhere).unwrap();
+    commit(&stage.store, &batch(41, 5));
+    let moved = rusqlite::Connection::open(elsewhere).unwrap();
+    let sql = "SELECT count(*) FROM events";
+    assert_eq!(moved.query_row(sql, [], |row| row.get::<_, u32>(0)).unwrap(), 40);
+    assert_eq!(kept(&stage.folder), [41, 42, 43, 44, 45]);
+    assert_exact(&stage.store, &stage.folder);
+}
+
+#[test]
 fn a_folder_that_was_renamed_holds_all_that_was_in_it() {
     let stage = Stage::new();
     let elsewhere = stage.root.path().join("elsewhere");
