@@ -30,6 +30,8 @@ use crate::{emitters, log, losses, socket, store_path, wiring};
 
 /// How exactly the beginning of a gap is known, where nothing was committed.
 const ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// How often it is tried to open a store that could not be opened at the start.
+const BEGIN_INTERVAL: Duration = Duration::from_secs(2);
 /// How long the end waits for the store to be closed.
 const END_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -69,8 +71,7 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     let mut unless_started = EndUnlessStarted(store.clone());
     let emitters = emitters::start(&config, &limits, store.as_ref(), move || nobody_reads.begin())?;
     let observers = wiring::observers(&config, &limits, &emitters, &makers)?;
-    let gap = store.as_ref().and_then(Store::gap_from_ns);
-    let gap = gap.map(|from_ns| GapObserver::new(from_ns, &config, &emitters)).transpose()?;
+    let gap = store.as_ref().map(|store| gap_of(store, &config, &emitters)).transpose()?.flatten();
     let deadline = config.limits.drain_deadline.0;
     let supervisor = observers
         .iter()
@@ -92,7 +93,8 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     }
     let alive: Alive = Arc::new(Mutex::new(running.store.clone()));
     if running.store.is_some() {
-        keep_alive(&alive).map_err(|e| system("start a thread for the store", &e))?;
+        let gap = running.gap.clone();
+        keep_alive(&alive, gap).map_err(|e| system("start a thread for the store", &e))?;
     }
     let runtime = executor()?;
     unless_started.0 = None;
@@ -138,7 +140,8 @@ struct Running {
     emitters: Vec<EmitterHandle>,
     /// The observers that are wanted; some may not run here.
     enabled: Vec<&'static str>,
-    /// What tells of the time before the start, if nobody watched then.
+    /// What tells of the time before the start, if nobody watched then, or if
+    /// that is not known yet.
     gap: Option<GapObserver>,
     store: Option<Store>,
     /// Who may take how much memory.
@@ -147,7 +150,7 @@ struct Running {
 
 impl Running {
     fn ledgers(&self) -> Vec<ObserverLedger> {
-        let gap = self.gap.iter().map(|gap| &gap.runtime);
+        let gap = self.gap.iter().filter(|gap| gap.was_there()).map(|gap| &gap.runtime);
         self.observers.iter().chain(gap).map(|observer| observer.ledger()).collect()
     }
 
@@ -296,17 +299,41 @@ async fn announce(running: Running, emitters: String, shutdown: Shutdown, deadli
     }
 }
 
-/// Has the store know that the agent is alive, until it is taken away. On a
+/// What tells of the time before this agent, unless it is known that somebody
+/// watched all the time.
+fn gap_of(
+    store: &Store,
+    config: &Config,
+    emitters: &[EmitterHandle],
+) -> Result<Option<GapObserver>, Failed> {
+    let (is_known, from_ns) = (store.has_begun(), store.gap_from_ns());
+    if is_known && from_ns.is_none() {
+        return Ok(None);
+    }
+    let gap = GapObserver::new(config, emitters)?;
+    if is_known {
+        gap.was_since(from_ns);
+    }
+    Ok(Some(gap))
+}
+
+/// Has the store know that the agent is alive, until it is taken away, and the
+/// gap what a store that could not be opened at the start knows of it. On a
 /// thread of its own: what is too old leaves then, and the disk or another
 /// process's lock may hold that up, which must hold up nothing else.
-fn keep_alive(store: &Alive) -> io::Result<()> {
+fn keep_alive(store: &Alive, gap: Option<GapObserver>) -> io::Result<()> {
+    let mut untold = gap.filter(|gap| !gap.is_known());
     let store = Arc::clone(store);
     let thread = std::thread::Builder::new().name("store-alive".to_owned());
     let ticks = move || loop {
-        std::thread::sleep(ALIVE_INTERVAL);
-        match &*store.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(store) => store.tick(),
-            None => return,
+        std::thread::sleep(if untold.is_some() { BEGIN_INTERVAL } else { ALIVE_INTERVAL });
+        let store = store.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(store) = &*store else { return };
+        store.tick();
+        if store.has_begun()
+            && let Some(gap) = untold.take()
+        {
+            gap.was_since(store.gap_from_ns());
         }
     };
     thread.spawn(ticks).map(drop)

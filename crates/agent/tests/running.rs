@@ -50,7 +50,10 @@ impl Agent {
             // It watches once every probe was proven: each has made a record.
             let ledger = agent.ledger();
             let observers = ledger["observers"].as_array().cloned().unwrap_or_default();
-            let proven = |o: &serde_json::Value| o["records"]["received"].as_u64() > Some(1);
+            // What tells of a gap has none.
+            let proven = |o: &serde_json::Value| {
+                o["kernel"].is_null() || o["records"]["received"].as_u64() > Some(1)
+            };
             if !observers.is_empty() && observers.iter().all(proven) {
                 return Some(agent);
             }
@@ -125,7 +128,8 @@ fn is_exact(ledger: &serde_json::Value) -> bool {
         let lines = ["kernel", "ring", "records", "events"].map(|line| &observer[line]);
         lines.into_iter().chain(observer["lanes"].as_array().into_iter().flatten())
     });
-    !observers.is_empty() && { all }.all(|line| line["difference"] == 0)
+    // What tells of a gap has no kernel and no ring.
+    !observers.is_empty() && { all }.all(|line| line.is_null() || line["difference"] == 0)
 }
 
 /// Has a connection refused; returns the port.
@@ -460,6 +464,79 @@ fn an_agent_that_waits_for_another_ends_when_it_is_told_to() {
     }
     assert!(!own.exists(), "its socket is gone");
     assert!(Path::new(&agent.socket()).exists(), "the other one's is not");
+}
+
+/// Waits until it holds.
+#[track_caller]
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < Duration::from_secs(20), "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The accounts of the observer that tells of gaps, if there is one.
+fn gap_observer(ledger: &serde_json::Value) -> Option<&serde_json::Value> {
+    ledger["observers"].as_array()?.iter().find(|observer| observer["observer"] == "agent")
+}
+
+fn now_ns() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    u64::try_from(now.as_nanos()).unwrap()
+}
+
+#[test]
+fn a_gap_is_told_once_the_store_opens_and_ends_where_this_agent_began_to_watch() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    let arguments =
+        ["--observers", "network", "--emit", "none", "--store", store.to_str().unwrap()];
+    let Some(mut killed) = Agent::start(&arguments, Stdio::null()) else { return };
+    refuse();
+    killed.signal(libc::SIGKILL);
+    killed.ends_within(Duration::from_secs(5));
+    let ended = now_ns();
+    let other = rusqlite::Connection::open(store.join("events.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    // One that never had the store tells nobody of the gap, and leaves it.
+    let Some(mut also_killed) = Agent::start(&arguments, Stdio::null()) else { return };
+    assert!(gap_observer(&also_killed.ledger()).is_none());
+    also_killed.signal(libc::SIGKILL);
+    also_killed.ends_within(Duration::from_secs(5));
+    let Some(mut agent) = Agent::start(&arguments, Stdio::null()) else { return };
+    let watches = now_ns();
+    refuse();
+    assert!(gap_observer(&agent.ledger()).is_none(), "it is not known yet");
+    std::thread::sleep(Duration::from_secs(2));
+    other.execute_batch("ROLLBACK").unwrap();
+    drop(other);
+    let gaps = || -> Vec<vahti_runtime::event::Gap> {
+        let Ok(reader) = vahti_exporters::store::Reader::open(&store) else { return Vec::new() };
+        let rows = reader.events(&vahti_exporters::store::Filter::default()).unwrap();
+        let told = rows
+            .iter()
+            .map(|row| vahti_runtime::event::from_json_line(row.json.as_bytes()).unwrap().data);
+        let gap = |data| match data {
+            vahti_runtime::event::EventData::Gap(gap) => Some(gap),
+            _ => None,
+        };
+        told.filter_map(gap).collect()
+    };
+    until("no gap is told", || !gaps().is_empty());
+    let told = gaps();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].from_ns <= ended, "{told:?} {ended}");
+    assert!(told[0].to_ns > ended, "{told:?} {ended}");
+    assert!(told[0].to_ns < watches + 500_000_000, "{told:?} {watches}");
+    let ledger = agent.ledger();
+    let observer = gap_observer(&ledger).expect("it is in the ledger");
+    assert_eq!(observer["events"]["produced"]["envelopes"], 1, "{ledger:#}");
+    agent.adds_up();
+    agent.signal(libc::SIGTERM);
+    assert_eq!(agent.ends_within(Duration::from_secs(5)).0, Some(0));
+    let Some(agent) = Agent::start(&arguments, Stdio::null()) else { return };
+    assert!(gap_observer(&agent.ledger()).is_none(), "it was told");
 }
 
 #[test]
