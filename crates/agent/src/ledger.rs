@@ -18,19 +18,20 @@ use crate::{control, history, socket, store_path};
 pub(crate) fn ledger(args: &LedgerArgs) -> Outcome {
     // Where to follow from, before the accounting: nothing falls in between.
     let followed = if args.follow {
-        let reader = history::open(args.store.clone())?;
+        let opened = history::open_to_follow(args.store.clone(), args.socket.clone())?;
+        let Some((reader, place)) = opened else { return Ok(SUCCESS) };
         let seen = reader.last_seq().map_err(history::unreadable)?;
-        Some((reader, seen))
+        Some((reader, place, seen))
     } else {
         None
     };
     let (ledger, note) = accounting(args)?;
     let text = if args.json { format!("{ledger:#}\n") } else { note + &to_text(&ledger) };
-    let Some((reader, seen)) = followed else { return print(&text) };
+    let Some((reader, place, seen)) = followed else { return print(&text) };
     if print_some(text.as_bytes())? == Printed::Closed {
         return Ok(SUCCESS);
     }
-    history::follow(reader, args.store.clone(), seen, |reader, after| {
+    history::follow(reader, place, seen, |reader, after| {
         let filter = Filter { after_seq: Some(after), limit: Some(1_000), ..Filter::default() };
         let rows = reader.events(&filter)?;
         let mut out = String::new();

@@ -177,7 +177,9 @@ impl Running {
             let durable = self.emitters.iter().filter(|emitter| emitter.is_durable());
             let lanes = std::iter::once(store.own_line());
             let lanes: Vec<_> = lanes.chain(durable.flat_map(EmitterHandle::lane_lines)).collect();
-            ledger["store"] = json!({"lanes": lanes, "set_aside": store.set_aside()});
+            let path = store_path::shown(store.folder());
+            let set_aside = store.set_aside();
+            ledger["store"] = json!({"lanes": lanes, "set_aside": set_aside, "path": path});
         }
         ledger
     }

@@ -540,6 +540,33 @@ fn a_gap_is_told_once_the_store_opens_and_ends_where_this_agent_began_to_watch()
 }
 
 #[test]
+fn following_shows_the_first_event_that_is_ever_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, lock) = (folder.path().join("store"), folder.path().join("store/lock"));
+    std::fs::create_dir_all(&lock).unwrap();
+    let arguments =
+        ["--observers", "network", "--emit", "none", "--store", store.to_str().unwrap()];
+    let Some(mut agent) = Agent::start(&arguments, Stdio::null()) else { return };
+    let mut follows = Command::new(BINARY)
+        .args(["events", "--follow", "--format", "json", "--store"])
+        .arg(&store)
+        .env("VAHTI_SOCKET", agent.socket())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(follows.try_wait().unwrap().is_none(), "it does not wait");
+    std::fs::remove_dir(&lock).unwrap();
+    let port = refuse();
+    let mut lines = BufReader::new(follows.stdout.take().unwrap());
+    assert_eq!(line_about(&mut lines, port)["subtype"], "connection_refused");
+    drop(lines);
+    assert_eq!(follows.wait().unwrap().code(), Some(0));
+    agent.signal(libc::SIGTERM);
+    assert_eq!(agent.ends_within(Duration::from_secs(5)).0, Some(0));
+}
+
+#[test]
 fn the_demo_finds_every_fault_that_it_can_make_here() {
     let output = Command::new(BINARY).args(["demo", "--json"]).output().unwrap();
     let told = String::from_utf8_lossy(&output.stderr);

@@ -329,6 +329,12 @@ impl Store {
         *current = Some(Box::new(ledger));
     }
 
+    /// Its folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.shared.config.path
+    }
+
     /// What commits events.
     #[must_use]
     pub fn emitter(&self) -> StoreEmitter {
