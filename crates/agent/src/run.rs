@@ -178,8 +178,9 @@ impl Running {
             let lanes = std::iter::once(store.own_line());
             let lanes: Vec<_> = lanes.chain(durable.flat_map(EmitterHandle::lane_lines)).collect();
             let path = store_path::shown(store.folder());
-            let set_aside = store.set_aside();
-            ledger["store"] = json!({"lanes": lanes, "set_aside": set_aside, "path": path});
+            let (set_aside, open) = (store.set_aside(), store.has_begun());
+            ledger["store"] =
+                json!({"lanes": lanes, "set_aside": set_aside, "path": path, "open": open});
         }
         ledger
     }

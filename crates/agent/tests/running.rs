@@ -637,6 +637,54 @@ fn the_doctor_fits_eighty_columns_and_says_by_its_exit_code_whether_anything_is_
 }
 
 #[test]
+fn the_doctor_tells_what_is_in_the_way_of_a_store_where_and_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    std::fs::create_dir_all(place("locked/lock")).unwrap();
+    std::fs::create_dir_all(place("taken/events.db")).unwrap();
+    std::fs::write(place("file"), "").unwrap();
+    std::fs::create_dir(place("disk")).unwrap();
+    // On disks of its own, which are gone with the process.
+    let on = |options: &str| {
+        let disk = place("disk");
+        let disk = disk.display();
+        format!("mount -t tmpfs -o {options} none {disk} && exec \"$@\"")
+    };
+    for (script, store, told) in [
+        (None, Path::new("/proc/x").to_owned(), "no folder can be made in /proc"),
+        (None, place("locked"), "/locked/lock is a folder"),
+        (None, place("taken"), "/taken/events.db is a folder"),
+        (None, place("file/a"), "/file is no folder, so nothing can be in it"),
+        (Some(on("ro")), place("disk"), "/disk can't be written to: Read-only file system"),
+        (Some(on("ro")), place("disk/a"), "no folder can be made in "),
+        (Some(on("size=64k")), place("disk"), "/disk can't be written to: No space left"),
+        (Some(on("nr_inodes=1")), place("disk/a"), "no folder can be made in "),
+    ] {
+        let mut command = match &script {
+            None => Command::new(BINARY),
+            Some(script) => {
+                let mut command = Command::new("unshare");
+                command.args(["-m", "sh", "-c", script, "sh", BINARY]);
+                command
+            }
+        };
+        command.args(["doctor", "--json", "--socket"]).arg(place("s")).arg("--store").arg(&store);
+        let output = command.env_remove("VAHTI_CONFIG").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        if output.status.code() == Some(77) || said.contains("unshare: ") {
+            not_run(said);
+            continue;
+        }
+        assert_eq!(output.status.code(), Some(1), "{}: {said}", store.display());
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["store"]["state"], "missing", "{report:#}");
+        let finding = &report["store"]["findings"][0];
+        assert!(finding["why"].as_str().unwrap().contains(told), "{finding:#}");
+        assert!(finding["remedy"].is_string(), "{finding:#}");
+    }
+}
+
+#[test]
 fn the_doctor_names_the_agent_that_writes_and_what_its_emitters_are_owed() {
     let folder = tempfile::tempdir().unwrap();
     let (config, store) = (folder.path().join("vahti.yaml"), folder.path().join("store"));
@@ -656,9 +704,10 @@ fn the_doctor_names_the_agent_that_writes_and_what_its_emitters_are_owed() {
         assert!(begun.elapsed() < Duration::from_secs(10), "it is not delivered");
         std::thread::sleep(Duration::from_millis(10));
     }
+    let socket = agent.socket();
     let report = || -> serde_json::Value {
-        let output =
-            Command::new(BINARY).args(["doctor", "--json", "--config", config]).output().unwrap();
+        let arguments = ["doctor", "--json", "--config", config, "--socket", &socket];
+        let output = Command::new(BINARY).args(arguments).output().unwrap();
         serde_json::from_slice(&output.stdout).unwrap()
     };
     let store = report()["store"].take();
