@@ -252,8 +252,8 @@ pub(crate) struct EmitterConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = &"json")]
     pub(crate) format: Option<Format>,
-    /// Type file: the file. Its folder must exist; it is created with mode
-    /// 0640.
+    /// Type file: the file; it is created with mode 0640, its folder is not.
+    /// Where it can't be written to, that is tried again with every batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = &"/var/log/vahti/events.jsonl")]
     pub(crate) path: Option<PathBuf>,
@@ -354,6 +354,7 @@ impl Bounded for StoreSettings {
     fn check(&self, checked: &mut Checked) {
         let path = self.path.as_deref().unwrap_or(Path::new("unset")).to_string_lossy();
         checked.filled("path", &path, "the path of a folder, or none");
+        check_no_nul(checked, "path", self.path.as_deref().unwrap_or(Path::new("unset")));
         self.to_store("checked".into()).check(checked);
     }
 }
@@ -568,11 +569,44 @@ impl Bounded for EmitterConfig {
             return;
         }
         match self.path {
-            Some(_) => self.to_file().check(checked),
+            Some(ref path) => {
+                self.to_file().check(checked);
+                check_no_nul(checked, "path", path);
+                check_writable_in_time(checked, path);
+            }
             None => checked
                 .that(false, "path", || ("not set".to_owned(), "the path of a file".to_owned())),
         }
     }
+}
+
+/// A path ends at a zero, so none has one in it.
+fn check_no_nul(checked: &mut Checked, key: &str, path: &Path) {
+    checked.that(!path.as_os_str().as_encoded_bytes().contains(&0), key, || {
+        (shown_path(path), "a path without NUL characters".to_owned())
+    });
+}
+
+/// Whether there can be a file to write to in time: what is missing may come, and
+/// is waited for; what stands in its place is a mistake.
+fn check_writable_in_time(checked: &mut Checked, path: &Path) {
+    use std::os::unix::fs::FileTypeExt;
+
+    let kind = path.symlink_metadata().ok().map(|meta| meta.file_type());
+    let bound = match kind {
+        _ if path.as_os_str().as_encoded_bytes().ends_with(b"/") => "without a / at its end",
+        Some(kind) if kind.is_dir() => "the path of a file: that is a folder",
+        Some(kind) if kind.is_symlink() => {
+            "the path that it leads to: that is a symbolic link, which is not followed"
+        }
+        Some(kind) if kind.is_fifo() || kind.is_char_device() || kind.is_block_device() => {
+            "the path of a file: that is a device or a pipe; to write to it, use the emitter \
+             stdout and redirect it"
+        }
+        Some(kind) if kind.is_socket() => "the path of a file: that is a socket",
+        _ => return,
+    };
+    checked.that(false, "path", || (shown_path(path), bound.to_owned()));
 }
 
 impl EmitterConfig {

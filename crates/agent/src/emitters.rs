@@ -129,7 +129,7 @@ fn served(emitter: &EmitterConfig, config: &Config) -> vahti_runtime::delivery::
     served
 }
 
-/// Makes the emitter: now, where it may fail, and again after a panic.
+/// Makes the emitter: now, and again after a panic.
 fn factory(
     emitter: &EmitterConfig,
     lines_bytes: usize,
@@ -151,8 +151,17 @@ fn factory(
         }
         EmitterType::File => {
             let config = emitter.to_file();
-            let first = FileEmitter::open(&name, config.clone()).map_err(|e| e.to_string())?;
-            let first = Mutex::new(Some(first));
+            // What is in the way may go, and the agent watches meanwhile.
+            let first = FileEmitter::open(&name, config.clone()).inspect_err(|why| {
+                let until_then = match (durable, critical) {
+                    (true, _) => "events are kept for it in the store",
+                    (false, true) => "a batch that it fails at is dropped after max_retries",
+                    (false, false) => "what comes until then is dropped",
+                };
+                let emitter = &name;
+                tracing::warn!(%emitter, %why, "can't write yet, and tries again; {until_then}");
+            });
+            let first = Mutex::new(first.ok());
             Ok(Box::new(move || {
                 let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
                 let file = first.unwrap_or_else(|| FileEmitter::deferred(&name, config.clone()));

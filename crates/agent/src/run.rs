@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::config::settings;
 use crate::control::{self, Control, ControlError, Found, Reply};
 use crate::gap::GapObserver;
+use crate::losses::NotKept;
 use crate::notify::{Manager, Status};
 use crate::output::{FAILURE, Failed, Outcome, SUCCESS};
 use crate::patience::Patience;
@@ -376,13 +377,21 @@ fn conclude(report: &Report, running: &Running) -> u8 {
     for emitter in &report.stuck_emitters {
         tracing::warn!(emitter, "left behind: it did not end in time");
     }
-    for ledger in running.ledgers() {
-        for lost in losses::of(&ledger) {
+    let ledgers = running.ledgers();
+    for ledger in &ledgers {
+        for lost in losses::of(ledger) {
             tracing::warn!("{lost}");
         }
-        for difference in losses::differences(&ledger) {
+        for difference in losses::differences(ledger) {
             tracing::error!("{difference}");
         }
+    }
+    let durable = running.emitters.iter().filter(|emitter| emitter.is_durable());
+    let durable = durable.map(|emitter| emitter.name().to_owned()).collect();
+    match NotKept::of(&ledgers, durable) {
+        Some(lost) if lost.is_critical() => tracing::error!("{lost}"),
+        Some(lost) => tracing::warn!("{lost}"),
+        None => {}
     }
     // Each was told when it happened; this is what they mean for the end.
     for error in &report.failed {

@@ -4,7 +4,7 @@
 // Helpers outside test functions fail as tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
@@ -140,7 +140,9 @@ fn refuse() -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);
-        if TcpStream::connect(("127.0.0.1", port)).is_err() {
+        // Nor for this reason, where others have taken all ports.
+        let refused = |error: std::io::Error| error.kind() == ErrorKind::ConnectionRefused;
+        if TcpStream::connect(("127.0.0.1", port)).is_err_and(refused) {
             return port;
         }
     }
@@ -634,6 +636,93 @@ fn the_doctor_fits_eighty_columns_and_says_by_its_exit_code_whether_anything_is_
     assert_eq!(nowhere.status.code(), Some(1));
     let report: serde_json::Value = serde_json::from_slice(&nowhere.stdout).unwrap();
     assert_eq!(report["store"]["state"], "missing");
+}
+
+#[test]
+fn files_whose_folder_comes_later_hold_up_nothing_and_a_durable_one_gets_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, out) = (folder.path().join("vahti.yaml"), folder.path().join("out"));
+    let yaml = format!(
+        "emitters:\n- {{type: file, name: plain, path: {out}/plain}}\n\
+         - {{type: file, name: audit, durable: true, path: {out}/audit}}\n",
+        out = out.display()
+    );
+    std::fs::write(&config, yaml).unwrap();
+    let arguments = ["--observers", "network", "--config", config.to_str().unwrap()];
+    let Some(mut agent) = Agent::start(&arguments, Stdio::null()) else { return };
+    let before = refuse();
+    let failing = |name: &str| {
+        let ledger = agent.ledger();
+        let emitters = ledger["emitters"].as_array().cloned().unwrap_or_default();
+        let emitter = emitters.into_iter().find(|emitter| emitter["name"] == name).unwrap();
+        emitter["why"].as_str().is_some_and(|why| why.contains("does not exist; create it"))
+    };
+    until("they do not fail", || failing("plain") && failing("audit"));
+    let doctor = Command::new(BINARY)
+        .args(["doctor", "--json", "--socket", &agent.socket(), "--config"])
+        .arg(&config)
+        .env("VAHTI_STORE", agent.folder.path().join("store"))
+        .output()
+        .unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    let audit = &report["emitters"][1];
+    assert_eq!((&audit["name"], &audit["state"]), (&"audit".into(), &"failing".into()));
+    assert!(audit["why"].as_str().unwrap().contains("create it"), "{audit}");
+    std::fs::create_dir(&out).unwrap();
+    let after = refuse();
+    let has = |name: &str, port: u16| {
+        let text = std::fs::read_to_string(out.join(name)).unwrap_or_default();
+        text.contains(&format!("\"port\":{port}"))
+    };
+    until("it is not delivered", || {
+        has("plain", after) && has("audit", before) && has("audit", after)
+    });
+    assert!(!has("plain", before), "it was dropped, and counted");
+    agent.adds_up();
+    agent.signal(libc::SIGTERM);
+    let (code, told) = agent.ends_within(Duration::from_secs(5));
+    assert_eq!(code, Some(0));
+    assert!(told.contains("events are kept for it in the store emitter=audit"), "{told}");
+    assert!(told.contains("emitter plain: events not delivered: 1 normal at emit"), "{told}");
+}
+
+#[test]
+fn what_a_store_that_never_opened_could_not_keep_is_told_at_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, store) = (folder.path().join("vahti.yaml"), folder.path().join("store"));
+    std::fs::create_dir_all(store.join("lock")).unwrap();
+    let yaml = format!(
+        "limits: {{drain_deadline: 300ms}}\nstore: {{path: {}}}\nemitters:\n\
+         - {{type: file, name: audit, durable: true, path: {}/audit}}\n",
+        store.display(),
+        folder.path().display()
+    );
+    std::fs::write(&config, yaml).unwrap();
+    let arguments = ["--config", config.to_str().unwrap()];
+    let Some(mut agent) = Agent::start(&arguments, Stdio::null()) else { return };
+    let crash = Command::new("sh").args(["-c", "kill -SEGV $$"]).status().unwrap();
+    assert!(!crash.success());
+    refuse();
+    let waits = || {
+        let ledger = agent.ledger();
+        let observers = ledger["observers"].as_array().cloned().unwrap_or_default();
+        let waits = |o: &serde_json::Value| {
+            let lane = &o["lanes"][0];
+            let of = |part: &str| lane[part]["envelopes"].as_u64().unwrap_or(0);
+            lane["emitter"] == "store" && of("queued") + of("in_flight") > 0
+        };
+        observers.len() == 2 && observers.iter().all(waits)
+    };
+    until("nothing waits for the store", waits);
+    assert_eq!(agent.ledger()["store"]["open"], false);
+    agent.signal(libc::SIGTERM);
+    let (code, told) = agent.ends_within(Duration::from_secs(10));
+    assert_eq!(code, Some(0), "what was lost is told, and the end is as it was asked for");
+    let lost = told.lines().find(|line| line.contains("the store could not keep "));
+    let lost = lost.unwrap_or_else(|| panic!("{told}"));
+    assert!(lost.contains(" ERROR ") && !lost.contains("keep 0 critical"), "{lost}");
+    assert!(lost.contains(" normal events, and no durable emitter has them (audit)"), "{lost}");
+    assert!(told.contains("emitter store: events not delivered: "), "{told}");
 }
 
 #[test]
