@@ -21,6 +21,9 @@ use vahti_runtime::units::ByteSize;
 use crate::config::Config;
 use crate::output::Failed;
 
+/// What the observer is called.
+pub(crate) const NAME: &str = "agent";
+
 /// What each of its lanes may hold: it tells one event.
 pub(crate) const LANE_BYTES: u64 = 64 << 10;
 
@@ -82,7 +85,7 @@ impl GapObserver {
     pub(crate) fn new(config: &Config, emitters: &[EmitterHandle]) -> Result<Self, Failed> {
         let signal = Arc::new(Signal::default());
         let source = GapSource { signal: Arc::clone(&signal), told: false };
-        let mut settings = ObserverConfig::for_observer("agent");
+        let mut settings = ObserverConfig::for_observer(NAME);
         settings.backpressure.max_bytes = Some(ByteSize(LANE_BYTES));
         let mut builder = ObserverRuntime::builder(|| GapProcessor)
             .config(settings)
@@ -129,7 +132,7 @@ struct GapSource {
 
 impl Source for GapSource {
     fn name(&self) -> &str {
-        "agent"
+        NAME
     }
 
     fn read(
@@ -184,7 +187,7 @@ struct GapProcessor;
 
 impl EventProcessor for GapProcessor {
     fn name(&self) -> &str {
-        "agent"
+        NAME
     }
 
     fn process(&self, record: RawRecord<'_>) -> Result<Output, ProcessError> {
