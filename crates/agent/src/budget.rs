@@ -411,14 +411,14 @@ mod tests {
     fn what_tells_of_a_gap_has_its_share_where_there_is_a_store_to_know_of_one() {
         let share = |config: &Config| {
             let division = Division::of(config).unwrap();
-            by_user(&division.parts).into_iter().find(|(user, _)| *user == gap::NAME)
+            let its = division.parts.iter().find(|part| part.user == gap::NAME);
+            its.map(|part| part.bytes)
         };
         let mut config = Config::default();
-        let (_, of_two_lanes) = share(&config).unwrap();
+        let of_two_lanes = share(&config).unwrap();
         assert!((2 * gap::LANE_BYTES..512 * KIB).contains(&of_two_lanes), "{of_two_lanes}");
         config.emitters.0.push(EmitterConfig::of(EmitterType::None));
-        let of_three_lanes = (gap::NAME, of_two_lanes + gap::LANE_BYTES);
-        assert_eq!(share(&config), Some(of_three_lanes));
+        assert_eq!(share(&config), Some(of_two_lanes + gap::LANE_BYTES));
         config.store.path = Some("none".into());
         assert_eq!(share(&config), None);
     }
