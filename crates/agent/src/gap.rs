@@ -243,14 +243,21 @@ mod tests {
             (outcome, batch.get(0).map(|record| record.bytes.to_vec()))
         };
         let expected = [5_u64.to_le_bytes(), 9_u64.to_le_bytes()].concat();
-        let from = |known: &mut Known| known.from_ns = Some(Some(5));
-        let to = |known: &mut Known| known.to_ns = Some(9);
-        let orders: [[&dyn Fn(&mut Known); 2]; 2] = [[&from, &to], [&to, &from]];
-        for [first, second] in orders {
+        for from_first in [true, false] {
             let (mut source, signal) = source();
-            signal.change(first);
+            let from = || signal.change(|known| known.from_ns = Some(Some(5)));
+            let to = || signal.change(|known| known.to_ns = Some(9));
+            if from_first {
+                from()
+            } else {
+                to()
+            }
             assert_eq!(read(&mut source), (ReadOutcome::Idle, None));
-            signal.change(second);
+            if from_first {
+                to()
+            } else {
+                from()
+            }
             assert_eq!(read(&mut source), (ReadOutcome::Read, Some(expected.clone())));
             assert_eq!(read(&mut source), (ReadOutcome::Ended, None), "it is told once");
         }

@@ -337,6 +337,7 @@ fn keep_alive(store: &Alive, gap: Option<GapObserver>) -> io::Result<()> {
         if store.has_begun()
             && let Some(gap) = untold.take()
         {
+            tracing::info!("the store could be opened now; events are kept");
             gap.was_since(store.gap_from_ns());
         }
     };

@@ -81,6 +81,9 @@ pub(crate) struct StoreReport {
     /// The process that writes to it.
     #[serde(skip_serializing_if = "Option::is_none")]
     agent: Option<u32>,
+    /// It would, and could not open it yet.
+    #[serde(skip)]
+    is_closed: bool,
     events: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     oldest: Option<String>,
@@ -101,6 +104,7 @@ pub(crate) fn report(config: &Config, ledger: Option<&Value>) -> StoreReport {
         mode: None,
         bytes: 0,
         agent: None,
+        is_closed: false,
         events: 0,
         oldest: None,
         newest: None,
@@ -122,14 +126,15 @@ pub(crate) fn report(config: &Config, ledger: Option<&Value>) -> StoreReport {
     };
     report.path = Some(shown(&path));
     let its = ledger.filter(|ledger| ledger["store"]["path"] == store_path::shown(&path));
-    if let Some(ledger) = its {
-        report.ask(ledger);
-    }
-    let obstacles = folder::obstacles(&path, report.agent.is_some());
+    let is_in_use = its.is_some_and(|ledger| ledger["store"]["open"] == true);
+    let obstacles = folder::obstacles(&path, is_in_use);
     let is_readable = obstacles.iter().all(|obstacle| !obstacle.in_place_of_a_file);
     let is_free = obstacles.is_empty();
     for Obstacle { why, remedy, .. } in obstacles {
         report.find(StoreState::Missing, why, Some(remedy));
+    }
+    if let Some(ledger) = its {
+        report.ask(ledger);
     }
     if !is_readable {
         // Whoever opened a pipe would wait for its other end.
@@ -191,8 +196,14 @@ impl StoreReport {
         let own = own.filter(|emitter| emitter["name"] == "store" && emitter["state"] == "failing");
         let why = own.filter_map(|emitter| emitter["why"].as_str()).next();
         let why = match (why, &ledger["store"]["open"]) {
-            (Some(why), _) => format!("the agent can't commit to it: {why}"),
-            (None, Value::Bool(false)) => "the agent could not open it yet".to_owned(),
+            (Some(why), open) => {
+                self.is_closed = *open == false;
+                format!("the agent can't commit to it: {why}")
+            }
+            (None, Value::Bool(false)) => {
+                self.is_closed = true;
+                "the agent could not open it yet".to_owned()
+            }
             _ => return,
         };
         let remedy = "see to that, and the agent goes on by itself: events wait in memory until \
@@ -368,6 +379,9 @@ impl StoreReport {
         }
         note(out, "has", &has);
         match self.agent {
+            Some(pid) if self.is_closed => {
+                note(out, "agent", &format!("pid {pid} would write to it"));
+            }
             Some(0) => note(out, "agent", "one writes to it"),
             Some(pid) => note(out, "agent", &format!("pid {pid} writes to it")),
             None => note(out, "agent", "none writes to it now"),
@@ -471,7 +485,10 @@ mod tests {
         assert!(text.contains("the agent can't commit to it: the disk is full do: see"), "{text}");
         let (state, text) = look(false, json!([]));
         assert_eq!(state, StoreState::Missing);
-        assert!(text.contains("pid 7 writes to it why: the agent could not open it"), "{text}");
+        assert!(
+            text.contains("pid 7 would write to it why: the agent could not open it"),
+            "{text}"
+        );
         let (state, text) = look(true, json!([]));
         assert_eq!(state, StoreState::Degraded);
         assert!(text.contains("do: restart the agent: it sets aside"), "{text}");
