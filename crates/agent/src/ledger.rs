@@ -123,6 +123,9 @@ pub(crate) fn to_text(ledger: &Value) -> String {
     }
     if ledger["store"]["lanes"].is_array() {
         out.push_str(&format!("store{:>55}{:>17}\n", "occurrences", "envelopes"));
+        if ledger["store"]["open"] == false {
+            out.push_str("  (it could not be opened yet: `vahti doctor` tells why)\n");
+        }
         for lane in members(&ledger["store"]["lanes"]) {
             let emitter = escape_text(lane["emitter"].as_str().unwrap_or("?"));
             let name = if emitter == "(store)" {
@@ -263,6 +266,15 @@ mod tests {
         assert_eq!(squeezed.iter().filter(|l| *l == "difference 0").count(), 3);
         assert!(!text.contains("panic"), "reasons that never happened are left out");
         assert!(text.lines().all(|l| l.chars().count() <= 80), "{text}");
+    }
+
+    #[test]
+    fn a_store_that_is_not_open_is_said_not_to_be() {
+        let text = |open: Value| to_text(&json!({"store": {"lanes": [], "open": open}}));
+        assert!(text(json!(false)).contains("could not be opened yet"));
+        for open in [json!(true), json!(null)] {
+            assert!(!text(open).contains("opened"), "those of older agents do not tell");
+        }
     }
 
     #[test]

@@ -180,8 +180,7 @@ fn a_refused_connection_is_told_and_the_ledger_adds_up() {
 
 #[test]
 fn what_was_lost_is_told_at_the_end() {
-    let config = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(config.path(), "limits: {drain_deadline: 300ms}\n").unwrap();
+    let config = draining("300ms");
     let arguments = ["--observers", "network", "--config", config.path().to_str().unwrap()];
     let Some(mut agent) = Agent::start(&arguments, Stdio::piped()) else { return };
     for _ in 0..300 {
@@ -267,8 +266,7 @@ fn a_reader_that_stalls_stops_neither_the_shutdown_nor_a_second_signal() {
 }
 
 fn stall_and_signal_twice(signal: libc::c_int, code: i32) {
-    let config = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(config.path(), "limits: {drain_deadline: 30s}\n").unwrap();
+    let config = draining("30s");
     let arguments = ["--observers", "network", "--config", config.path().to_str().unwrap()];
     let Some(mut agent) = Agent::start(&arguments, Stdio::piped()) else { return };
     // Each to a port of its own, so that nothing is folded: more than a pipe
@@ -312,9 +310,7 @@ fn unread(pipe: &std::io::PipeReader) -> libc::c_int {
 /// An agent whose standard output and error are one pipe, full, which nobody
 /// reads.
 fn stalled(drain_deadline: &str) -> Option<Agent> {
-    let config = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(config.path(), format!("limits: {{drain_deadline: {drain_deadline}}}\n"))
-        .unwrap();
+    let config = draining(drain_deadline);
     let (reader, writer) = std::io::pipe().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let child = Command::new(BINARY)
