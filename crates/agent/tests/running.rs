@@ -8,6 +8,7 @@ use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -18,6 +19,8 @@ const BINARY: &str = env!("CARGO_BIN_EXE_vahti");
 struct Agent {
     child: Child,
     folder: tempfile::TempDir,
+    /// Whom it tells that it watches, and that it ends.
+    manager: Option<UnixDatagram>,
 }
 
 impl Agent {
@@ -25,21 +28,32 @@ impl Agent {
     /// the rights are missing.
     fn start(arguments: &[&str], stdout: Stdio) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
+        let ready = folder.path().join("ready");
+        let manager = UnixDatagram::bind(&ready).unwrap();
+        manager.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         let child = Command::new(BINARY)
             .arg("run")
             .args(arguments)
             .arg("--socket")
             .arg(folder.path().join("s"))
             .env("VAHTI_STORE", folder.path().join("store"))
+            .env("NOTIFY_SOCKET", ready)
             .env_remove("VAHTI_CONFIG")
+            .env_remove("WATCHDOG_USEC")
             .stdin(Stdio::null())
             .stdout(stdout)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut agent = Agent { child, folder };
+        let mut agent = Agent { child, folder, manager: None };
         let begun = Instant::now();
         loop {
+            let mut told = [0; 1_024];
+            if manager.recv(&mut told).is_ok() {
+                assert!(told.starts_with(b"READY=1\n"));
+                agent.manager = Some(manager);
+                return Some(agent);
+            }
             if let Some(status) = agent.child.try_wait().unwrap() {
                 let mut told = String::new();
                 agent.child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
@@ -47,18 +61,7 @@ impl Agent {
                 not_run(format_args!("{told}"));
                 return None;
             }
-            // It watches once every probe was proven: each has made a record.
-            let ledger = agent.ledger();
-            let observers = ledger["observers"].as_array().cloned().unwrap_or_default();
-            // What tells of a gap has none.
-            let proven = |o: &serde_json::Value| {
-                o["kernel"].is_null() || o["records"]["received"].as_u64() > Some(1)
-            };
-            if !observers.is_empty() && observers.iter().all(proven) {
-                return Some(agent);
-            }
-            assert!(begun.elapsed() < Duration::from_secs(10), "it does not watch: {ledger}");
-            std::thread::sleep(Duration::from_millis(20));
+            assert!(begun.elapsed() < Duration::from_secs(10), "it does not watch");
         }
     }
 
@@ -102,7 +105,7 @@ impl Agent {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
-            assert!(begun.elapsed() < limit, "it goes on");
+            assert!(begun.elapsed() < limit, "it goes on: {}", self.ledger());
             std::thread::sleep(Duration::from_millis(5));
         };
         let mut told = String::new();
@@ -323,7 +326,7 @@ fn stalled(drain_deadline: &str) -> Option<Agent> {
         .stderr(writer)
         .spawn()
         .unwrap();
-    let mut agent = Agent { child, folder };
+    let mut agent = Agent { child, folder, manager: None };
     let begun = Instant::now();
     while unread(&reader) < 48 << 10 {
         if let Some(status) = agent.child.try_wait().unwrap() {
@@ -400,7 +403,7 @@ impl Agent {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        Agent { child, folder: tempfile::tempdir().unwrap() }
+        Agent { child, folder: tempfile::tempdir().unwrap(), manager: None }
     }
 
     /// It runs and does not end for a moment.
