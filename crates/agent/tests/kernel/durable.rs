@@ -187,6 +187,8 @@ fn a_kill_tells_of_a_gap_that_covers_it() {
     let place = Place::new("");
     let Some(agent) = place.agent(false) else { return };
     let mortal = crash();
+    // Nothing waits either before its record was read.
+    agent.tells(1, |event| event["process"]["pid"] == mortal);
     settles(&agent);
     let pid = i32::try_from(agent.pid()).unwrap();
     // SAFETY: signals our own child, which was not waited for yet.
