@@ -363,6 +363,12 @@ impl Store {
         *current = Some(Box::new(ledger));
     }
 
+    /// Its folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.shared.config.path
+    }
+
     /// What commits events.
     #[must_use]
     pub fn emitter(&self) -> StoreEmitter {
@@ -375,6 +381,13 @@ impl Store {
     #[must_use]
     pub fn gap_from_ns(&self) -> Option<u64> {
         self.shared.view().gap_from_ns
+    }
+
+    /// Whether a file was opened since the start, so that it is known whether
+    /// there was a gap.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.shared.view().generation > 0
     }
 
     /// The store's own account: what was committed (routed), what left
@@ -401,12 +414,20 @@ impl Store {
 
     /// Notes that the agent is alive, so that a gap begins where it ended, looks
     /// whether the files are still as it left them, and lets go of what is too
-    /// old. To be called every few seconds.
+    /// old. Tries again to open the file, where that failed at the start. To be
+    /// called every few seconds.
     pub fn tick(&self) {
         // Whoever commits is alive as well.
         let Some(mut inner) = self.shared.try_lock() else { return };
+        let has_begun = || self.has_begun();
+        if !has_begun()
+            && let Err(why) = self.shared.ready(&mut inner)
+        {
+            tracing::debug!(%why, "the store can't be used yet");
+        }
         self.shared.look_closely(&mut inner);
-        if let Some(lock) = &inner.lock
+        // Until then the lock tells since when nothing is kept.
+        if let Some(lock) = inner.lock.as_ref().filter(|lock| has_begun() || !lock.was_left())
             && let Err(error) = lock.touch()
         {
             tracing::debug!(%error, "the store's lock can't be touched");
@@ -487,6 +508,7 @@ impl Shared {
     fn lock_folder(&self, inner: &mut Inner, patience: Duration) -> Result<(), StoreError> {
         folder::make(&self.config.path)?;
         inner.lock = Some(Lock::take(&self.config.path, patience)?);
+        folder::look_at_rights(&self.config.path);
         Ok(())
     }
 
@@ -505,8 +527,8 @@ impl Shared {
                 self.begin(inner).map_err(Trouble::why)?
             }
         };
-        if let Some(lock) = &mut inner.lock {
-            lock.sign().map_err(|error| error.to_string())?;
+        if let Some(Err(error)) = inner.lock.as_mut().map(Lock::sign) {
+            tracing::debug!(%error, "the store's lock can't be signed");
         }
         let is_same = goes_on
             && !inner.have_others_written(writer.books.last_seq())
@@ -748,6 +770,14 @@ impl Shared {
         let Some(mut inner) = self.lock_within(END_PATIENCE) else {
             return Err("a commit has not come back".to_owned());
         };
+        if self.view().generation == 0 {
+            // Nothing was kept: whether anybody is to be told of a time before
+            // this one is for the next to find out.
+            if let Some(lock) = inner.lock.as_mut().filter(|lock| !lock.was_left()) {
+                lock.clear().map_err(|error| format!("its lock: {error}"))?;
+            }
+            return Err("it could not be opened, and nothing was kept".to_owned());
+        }
         self.ready(&mut inner)?;
         let Some(writer) = &mut inner.writer else {
             return Err("it is not open".to_owned());

@@ -230,6 +230,15 @@ impl EmitterHandle {
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Says that it fails before it was handed anything, as whoever made it knows.
+    /// The first batch that arrives says otherwise.
+    pub fn begins_failing(&self, why: String) {
+        let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if *state == EmitterState::Working {
+            *state = EmitterState::Failing(why);
+        }
+    }
+
     /// How often it panicked and was made anew.
     #[must_use]
     pub fn panics(&self) -> u64 {

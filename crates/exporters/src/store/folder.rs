@@ -40,12 +40,15 @@ pub(super) fn make(folder: &Path) -> Result<(), StoreError> {
             tracing::debug!(folder = %shown(parent), %error, "can't be synced");
         }
     }
-    let there = fs::metadata(folder).map_err(failed)?;
-    if there.permissions().mode() & 0o077 != 0 {
+    Ok(())
+}
+
+/// Warns where others may enter the folder.
+pub(super) fn look_at_rights(folder: &Path) {
+    if fs::metadata(folder).is_ok_and(|there| there.permissions().mode() & 0o077 != 0) {
         let folder = shown(folder);
         tracing::warn!(%folder, "others may enter the store's folder; `chmod 0700` it");
     }
-    Ok(())
 }
 
 /// Makes the file, for its owner alone; SQLite's other files take after it.
@@ -70,6 +73,9 @@ pub(super) struct Lock {
     path: PathBuf,
     /// Whoever had it before is written down there still.
     was_left: bool,
+    /// When that one was last seen alive, nanoseconds since 1970; 0 if it ended
+    /// as it should. What this one does to the file does not change it.
+    last_alive_ns: u64,
 }
 
 impl Lock {
@@ -110,7 +116,14 @@ impl Lock {
         }
         let was_left = read_id(&mut file).is_some();
         let identity = Identity::of(&file.metadata().map_err(failed("look at"))?);
-        Ok(Lock { file, identity, path, was_left })
+        let last_alive_ns =
+            if was_left { file.metadata().as_ref().map_or(0, modified_ns) } else { 0 };
+        let mut lock = Lock { file, identity, path, was_left, last_alive_ns };
+        // Where another one was left in it, that stays until the store has it.
+        if !was_left && let Err(error) = lock.sign() {
+            tracing::debug!(%error, "the store's lock can't be signed yet");
+        }
+        Ok(lock)
     }
 
     /// Whether it is the one that others would have to take.
@@ -130,21 +143,20 @@ impl Lock {
         self.file.set_len(0)
     }
 
-    /// When whoever had it was last seen alive, nanoseconds since 1970.
+    /// When whoever had it before was last seen alive, nanoseconds since 1970.
     pub(super) fn last_alive_ns(&self) -> u64 {
-        let Ok(meta) = self.file.metadata() else { return 0 };
-        let (secs, nanos) = (meta.mtime(), meta.mtime_nsec());
-        u64::try_from(secs).unwrap_or(0).saturating_mul(1_000_000_000)
-            + u64::try_from(nanos).unwrap_or(0)
+        self.last_alive_ns
     }
 
-    /// Writes down who has it.
+    /// Writes down who has it. What stood there is cut off afterwards: on a full
+    /// disk there may be no room for a first line, and there is for another.
     pub(super) fn sign(&mut self) -> Result<(), StoreError> {
         let path = &self.path;
+        let line = format!("{}\n", std::process::id());
         self.file
             .rewind()
-            .and_then(|()| self.file.set_len(0))
-            .and_then(|()| writeln!(self.file, "{}", std::process::id()))
+            .and_then(|()| self.file.write_all(line.as_bytes()))
+            .and_then(|()| self.file.set_len(line.len() as u64))
             .map_err(|error| StoreError::Io { operation: "write", path: path.clone(), error })
     }
 
@@ -180,6 +192,12 @@ fn readers_in(locks: &str, inode: u64, own: u32) -> String {
     pids.sort_unstable();
     pids.dedup();
     pids.iter().map(|pid| format!("pid {pid}")).collect::<Vec<_>>().join(", ")
+}
+
+fn modified_ns(meta: &fs::Metadata) -> u64 {
+    let (secs, nanos) = (meta.mtime(), meta.mtime_nsec());
+    u64::try_from(secs).unwrap_or(0).saturating_mul(1_000_000_000)
+        + u64::try_from(nanos).unwrap_or(0)
 }
 
 fn read_id(file: &mut File) -> Option<u32> {

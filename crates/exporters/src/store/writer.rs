@@ -222,16 +222,16 @@ impl Writer {
     /// end as it should.
     pub(super) fn begin(&mut self, before: Option<Before>) -> Result<Option<u64>, Trouble> {
         let now = ClockPair::now().wall_ns;
-        let sql = "SELECT running, started, alive, gap_from FROM agent";
-        let (running, started, alive, gap) = self.connection.query_row(sql, [], |row| {
-            let gap: Option<i64> = row.get(3)?;
-            Ok((row.get::<_, bool>(0)?, unsigned(row, 1)?, unsigned(row, 2)?, gap))
+        let sql = "SELECT running, alive, gap_from FROM agent";
+        let (running, alive, gap) = self.connection.query_row(sql, [], |row| {
+            let gap: Option<i64> = row.get(2)?;
+            Ok((row.get::<_, bool>(0)?, unsigned(row, 1)?, gap))
         })?;
-        // A file in which no agent ever ran: the one before may have had another.
-        let is_fresh = started == 0;
         // One that was never told goes on.
         let untold = gap.and_then(|gap| u64::try_from(gap).ok());
-        let unclean = before.filter(|it| running || (is_fresh && it.left_the_lock));
+        // The lock knows of an agent that never had this file: it may have had
+        // another one, or none that it could open.
+        let unclean = before.filter(|it| running || (it.left_the_lock && it.alive_ns > alive));
         // The clock may have been set back since; no gap has a negative length.
         let gap_from = untold.or(unclean.map(|it| alive.max(it.alive_ns).min(now)));
         let mut books = self.books.clone();
