@@ -139,16 +139,16 @@ impl DurableWorker {
     }
 
     fn read(&mut self) -> Result<Vec<Owed>, LogError> {
-        let result = contain("durable log", || {
+        let shared = Arc::clone(&self.shared);
+        ask(&shared, || {
             let mut cursor = match self.cursor.take() {
                 Some(cursor) => cursor,
-                None => self.log.cursor(&self.shared.name)?,
+                None => self.log.cursor(&shared.name)?,
             };
             let owed = cursor.read(self.limit)?;
             self.cursor = Some(cursor);
             Ok(owed)
-        });
-        result.unwrap_or_else(|panicked| Err(LogError(panicked.to_string())))
+        })
     }
 
     async fn wait_for_news(&mut self) {
@@ -236,16 +236,11 @@ impl DurableWorker {
         let Some(mut cursor) = self.cursor.take() else {
             return Err(LogError("the log was closed".to_owned()));
         };
-        let result = contain("durable log", || cursor.settle(settled));
-        match result {
-            Ok(Ok(())) => {
-                self.cursor = Some(cursor);
-                Ok(())
-            }
-            // A fresh one reads again what it can't know to be settled.
-            Ok(Err(error)) => Err(error),
-            Err(panicked) => Err(LogError(panicked.to_string())),
-        }
+        // Where that fails, a fresh one reads again what it can't know to be
+        // settled.
+        ask(&self.shared, || cursor.settle(settled))?;
+        self.cursor = Some(cursor);
+        Ok(())
     }
 
     /// Something in the batch can't be sent: halves it until that stands
@@ -267,4 +262,13 @@ impl DurableWorker {
             Err(error) => Tried::Later { hint: None, reason: error.to_string() },
         }
     }
+}
+
+/// Asks the log, which may take as long as its disk does: meanwhile that is to
+/// be seen.
+fn ask<T>(shared: &Shared, question: impl FnOnce() -> Result<T, LogError>) -> Result<T, LogError> {
+    shared.seat.ask_log();
+    let result = contain("durable log", question);
+    shared.seat.log_answered();
+    result.unwrap_or_else(|panicked| Err(LogError(panicked.to_string())))
 }
