@@ -585,10 +585,12 @@ async fn a_log_that_fails_or_panics_is_asked_again() {
 async fn a_log_that_does_not_answer_is_told_and_in_the_end_the_emitter_is_stuck() {
     for while_settling in [false, true] {
         let log = Log::default();
-        let mut entries = log.lock();
-        let hangs = if while_settling { &mut entries.settle } else { &mut entries.read };
-        hangs.push_back(Trouble::Hangs);
-        drop(entries);
+        let hangs = VecDeque::from([Trouble::Hangs]);
+        if while_settling {
+            log.lock().settle = hangs;
+        } else {
+            log.lock().read = hangs;
+        }
         log.commit(1..=20);
         let wire = Wire::new(|_| None);
         let limit = Duration::from_millis(100);

@@ -297,6 +297,7 @@ impl<'a> Life<'a> {
         let is_ours = |why: String| why.contains("the source panics on purpose");
         assert!(report.failed.iter().all(|e| is_ours(e.to_string())), "{report:?}");
         assert!(!report.failed_fast, "{report:?}");
+        assert!(self.store.set_aside() == 0 || oracle.spoilt, "nobody had spoilt the file");
         self.check_lines();
         let ledgers: Vec<_> = self.observers.iter().map(|o| o.ledger()).collect();
         ledgers.iter().for_each(nothing_is_left);
