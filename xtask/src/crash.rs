@@ -57,7 +57,7 @@ pub(crate) fn in_ci() -> Result<(), String> {
         return Ok(());
     }
     run(&["--kills", "200"])?;
-    in_folder("outage", |folder| outage::run(folder, 20_000))?;
+    in_folder("outage", |folder| outage::run(folder, 50_000))?;
     in_folder("overload", |folder| overload::run(folder, Duration::from_secs(5), true))
 }
 

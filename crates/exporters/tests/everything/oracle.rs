@@ -102,6 +102,8 @@ impl Oracle {
             Err(_) if self.spoilt => return,
             rows => rows.expect("it can be read"),
         };
+        let ids: BTreeSet<&str> = rows.iter().map(|(_, fact)| fact.id.as_str()).collect();
+        assert_eq!(ids.len(), rows.len(), "each is kept once");
         for (priority, critical) in [("critical", true), ("normal", false)] {
             let own = account(&file, "(store)", priority);
             let durable = account(&file, "durable", priority);
