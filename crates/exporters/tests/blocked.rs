@@ -74,3 +74,24 @@ async fn a_durable_emitter_says_that_it_waits_for_the_store_and_goes_on_once_tha
     assert!(emitter.end(tokio::time::Instant::now() + Duration::from_secs(5)).await);
     watcher.await.unwrap();
 }
+
+#[tokio::test]
+async fn one_that_could_note_its_last_events_only_later_works_again_once_it_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = StoreConfig::at(folder.path());
+    let store = Store::open(config, vec!["durable".to_owned()], Duration::ZERO).unwrap();
+    assert_eq!(commit(&store, 20), EmitOutcome::Delivered);
+    let other = rusqlite::Connection::open(folder.path().join("events.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let (make, served) = CapturingEmitter::new("durable");
+    let log = Arc::new(store.clone());
+    let emitter =
+        EmitterHandle::start_durable(move || Box::new(make()), EmitterConfig::default(), log)
+            .unwrap();
+    until(|| matches!(emitter.state(), EmitterState::Failing(why) if why.contains("lock"))).await;
+    other.execute_batch("ROLLBACK").unwrap();
+    // Nothing comes after it.
+    until(|| emitter.lane_lines()[0].delivered.envelopes == 20).await;
+    until(|| emitter.state() == EmitterState::Working).await;
+    assert_eq!(served.events().len(), 20, "each of them once");
+}

@@ -582,6 +582,18 @@ async fn a_log_that_fails_or_panics_is_asked_again() {
 }
 
 #[tokio::test]
+async fn a_log_that_failed_while_nothing_was_owed_has_the_emitter_fail_no_longer_than_that() {
+    let log = Log::default();
+    log.lock().read.extend([Trouble::Fails; 2]);
+    let wire = Wire::new(|_| None);
+    let emitter = wire.start(&log);
+    until(|| matches!(emitter.state(), EmitterState::Failing(_))).await;
+    until(|| emitter.state() == EmitterState::Working).await;
+    assert!(log.lock().read.is_empty(), "not before it could be read");
+    assert_eq!(wire.tries(), 0);
+}
+
+#[tokio::test]
 async fn a_log_that_does_not_answer_is_told_and_in_the_end_the_emitter_is_stuck() {
     for while_settling in [false, true] {
         let log = Log::default();

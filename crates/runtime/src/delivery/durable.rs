@@ -32,6 +32,8 @@ pub(super) struct DurableWorker {
     jitter: Jitter,
     /// Tries that failed one after the other.
     failures: u32,
+    /// The last of them as the log failed, not the emitter.
+    log_failed: bool,
     /// How many events are sent at once: fewer while one is being looked for
     /// that can't be sent.
     limit: usize,
@@ -68,6 +70,7 @@ impl DurableWorker {
             over: shared.over.subscribe(),
             jitter: Jitter::new(&shared.name),
             failures: inheritance.map_or(0, |inheritance| inheritance.row),
+            log_failed: false,
             limit: max_batch,
             feels: false,
             panicked_at: None,
@@ -103,6 +106,10 @@ impl DurableWorker {
                     if *self.ending.borrow() {
                         return true;
                     }
+                    if self.log_failed {
+                        // It works again, and nothing is left to try.
+                        self.is_well();
+                    }
                     self.wait_for_news().await;
                     continue;
                 }
@@ -110,13 +117,12 @@ impl DurableWorker {
                     Some(tried) => tried,
                     None => return false,
                 },
-                Err(error) => Tried::Later { hint: None, reason: error.to_string() },
+                Err(error) => self.log_fails(&error),
             };
             match tried {
                 Tried::Settled => {
-                    self.failures = 0;
                     self.grow();
-                    self.shared.set_state(EmitterState::Working);
+                    self.is_well();
                 }
                 Tried::Again => {}
                 Tried::Later { hint, reason } => {
@@ -130,6 +136,17 @@ impl DurableWorker {
             }
         }
         true
+    }
+
+    fn log_fails(&mut self, error: &LogError) -> Tried {
+        self.log_failed = true;
+        Tried::Later { hint: None, reason: error.to_string() }
+    }
+
+    fn is_well(&mut self) {
+        self.failures = 0;
+        self.log_failed = false;
+        self.shared.set_state(EmitterState::Working);
     }
 
     fn grow(&mut self) {
@@ -184,6 +201,7 @@ impl DurableWorker {
         let seqs: Vec<u64> = owed.iter().map(|owed| owed.seq).collect();
         let events: Vec<Arc<Event>> = owed.into_iter().map(|owed| owed.event).collect();
         let answer = self.sender.emit(&events, None).await?;
+        self.log_failed = false;
         Some(if answer.panicked {
             self.look_for_poison(&seqs, None)
         } else {
@@ -227,7 +245,7 @@ impl DurableWorker {
             }
         };
         if let Err(error) = self.settle(settled) {
-            return Tried::Later { hint: None, reason: error.to_string() };
+            return self.log_fails(&error);
         }
         rest.unwrap_or(Tried::Settled)
     }
@@ -259,7 +277,7 @@ impl DurableWorker {
         tracing::warn!(%emitter, seq, %reason, "an event is set aside; the ledger counts it");
         match self.settle(vec![Settled { seq: *seq, rejected: Some(reason) }]) {
             Ok(()) => Tried::Settled,
-            Err(error) => Tried::Later { hint: None, reason: error.to_string() },
+            Err(error) => self.log_fails(&error),
         }
     }
 }
