@@ -21,7 +21,7 @@ use super::slow::{self, Allowance, Disk};
 use super::{figure, rounds};
 
 /// Crashes a second, and refused connects: more than two cores make.
-const LOAD: (u64, u64) = (300, 40_000);
+const LOAD: (u64, u64) = (250, 40_000);
 /// How many times more is offered than taken, at least; a little more is aimed
 /// at.
 const TIMES: u64 = 10;
