@@ -1,7 +1,8 @@
 //! What comes from outside as text: shown without harm, without loss.
 
+use vahti_runtime::clock::{Rfc3339, rfc3339};
 use vahti_runtime::event::{escape, escape_text};
-use vahti_runtime::ids::BootId;
+use vahti_runtime::ids::{BootId, EventId, SpanId, TraceId};
 use vahti_runtime::units::{ByteSize, HumanDuration};
 
 /// What `escape` did, undone.
@@ -32,6 +33,18 @@ pub(crate) fn run(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     assert!(!escape_text(text).chars().any(char::is_control));
     std::hint::black_box(BootId::parse(text));
+    if let Some(ns) = Rfc3339::parse(text) {
+        assert_eq!(rfc3339(ns), text);
+    }
+    if let Some(id) = EventId::parse(text) {
+        assert_eq!(EventId::parse(&id.to_string()), Some(id));
+    }
+    if let Some(id) = TraceId::parse(text) {
+        assert_eq!(TraceId::parse(&id.to_string()), Some(id));
+    }
+    if let Some(id) = SpanId::parse(text) {
+        assert_eq!(SpanId::parse(&id.to_string()), Some(id));
+    }
     if let Ok(size) = text.parse::<ByteSize>() {
         assert_eq!(size.to_string().parse(), Ok(size));
     }

@@ -51,8 +51,19 @@ const STEPS: &[Step] = &[
     // Their bodies, with real inputs changed at random.
     (
         "fuzz targets",
-        &["test", "-q", "-p", "vahti-observers", "--test", "fuzz"],
-        &[("VAHTI_FUZZ_SECONDS", "10")],
+        &[
+            "test",
+            "-q",
+            "-p",
+            "vahti-observers",
+            "-p",
+            "vahti-exporters",
+            "-p",
+            "vahti-agent",
+            "--test",
+            "fuzz",
+        ],
+        &[("VAHTI_FUZZ_SECONDS", "6")],
     ),
 ];
 

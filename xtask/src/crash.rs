@@ -31,7 +31,7 @@ pub(crate) fn run(args: &[&str]) -> Result<(), String> {
     if let ["overload", rest @ ..] = args {
         let time = Duration::from_secs(option(rest, "--seconds")?.unwrap_or(60));
         build()?;
-        return in_folder("overload", |folder| overload::run(folder, time));
+        return in_folder("overload", |folder| overload::run(folder, time, false));
     }
     let plan = Plan {
         kills: option(args, "--kills")?.unwrap_or(200),
@@ -42,7 +42,8 @@ pub(crate) fn run(args: &[&str]) -> Result<(), String> {
     in_folder("crash", |folder| rounds::run(folder, &plan))
 }
 
-/// As a step of CI: says so where it can't run.
+/// As a step of CI: kills, then an outage and an overload, short ones; says so
+/// where they can't run.
 pub(crate) fn in_ci() -> Result<(), String> {
     let why = match cannot() {
         Some(why) => Some(why),
@@ -55,7 +56,9 @@ pub(crate) fn in_ci() -> Result<(), String> {
         eprintln!("not run: crash: {why}");
         return Ok(());
     }
-    run(&["--kills", "200"])
+    run(&["--kills", "200"])?;
+    in_folder("outage", |folder| outage::run(folder, 50_000))?;
+    in_folder("overload", |folder| overload::run(folder, Duration::from_secs(5), true))
 }
 
 /// Makes faults until it is killed; how the processes of the load begin.

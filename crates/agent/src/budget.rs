@@ -20,7 +20,7 @@ use vahti_runtime::memory::CacheLimits;
 use vahti_runtime::units::ByteSize;
 
 use crate::config::{Config, EmitterConfig, EmitterType, OBSERVERS};
-use crate::wiring;
+use crate::{gap, wiring};
 
 /// What is divided where nothing else is set.
 pub(crate) const DEFAULT: ByteSize = ByteSize::mib(64);
@@ -29,8 +29,8 @@ const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 
 /// What the program takes before anything happens, 2 MiB where it was measured;
-/// clients of the control socket; names that lines of events brought; the
-/// observer of gaps; and what the allocator has not given back.
+/// clients of the control socket; names that lines of events brought; and what
+/// the allocator has not given back.
 const PROGRAM: u64 = 4 * MIB;
 
 /// A thread's stack as far as it is used, and its event loop.
@@ -223,6 +223,17 @@ fn fixed(config: &Config, limits: &Limits) -> Vec<Part> {
         parts.push(part("store", "pages", limits.store.cache_bytes));
         parts.push(part("store", "commits", StoreMemory::WRITER_BYTES));
         parts.push(part("store", "batch under way", limits.store_batch_bytes));
+        // Whether there is one is known only later. It has one record and one event.
+        let caches = gap::CACHES.parts();
+        let caches =
+            caches.iter().filter(|cache| !["records", "spare events"].contains(&cache.used_for));
+        let caches: usize = caches.map(|cache| cache.bytes).sum();
+        let lanes = to_lanes(config).len() as u64 * gap::LANE_BYTES;
+        parts.push(Part {
+            user: gap::NAME.to_owned(),
+            used_for: "telling of a gap".to_owned(),
+            bytes: caches as u64 + lanes + THREAD,
+        });
     }
     for emitter in &config.emitters.0 {
         let name = emitter.name();
@@ -266,10 +277,7 @@ fn lanes(config: &Config) -> Vec<LaneDemand> {
             _ => &observers.network.backpressure,
         }
     };
-    let store = (!config.store.is_off()).then(|| "store".to_owned());
-    let emitters = config.emitters.0.iter().filter(|emitter| !emitter.durable);
-    let emitters: Vec<String> =
-        store.into_iter().chain(emitters.map(|emitter| emitter.name().to_owned())).collect();
+    let emitters = to_lanes(config);
     let lane = |observer, emitter: &String| LaneDemand {
         observer,
         emitter: emitter.clone(),
@@ -277,6 +285,13 @@ fn lanes(config: &Config) -> Vec<LaneDemand> {
     };
     let enabled = wiring::enabled(config).into_iter();
     enabled.flat_map(|observer| emitters.iter().map(move |e| lane(observer, e))).collect()
+}
+
+/// What has lanes in front of it: the store, and emitters that it does not serve.
+fn to_lanes(config: &Config) -> Vec<String> {
+    let store = (!config.store.is_off()).then(|| "store".to_owned());
+    let emitters = config.emitters.0.iter().filter(|emitter| !emitter.durable);
+    store.into_iter().chain(emitters.map(|emitter| emitter.name().to_owned())).collect()
 }
 
 /// What an observer's maps take of the kernel's memory on this machine.
@@ -390,6 +405,22 @@ mod tests {
             // Lanes take what is left, in whole KiB.
             assert!(mib * MIB - sum < 16 * KIB, "{mib}: {sum}");
         }
+    }
+
+    #[test]
+    fn what_tells_of_a_gap_has_its_share_where_there_is_a_store_to_know_of_one() {
+        let share = |config: &Config| {
+            let division = Division::of(config).unwrap();
+            let its = division.parts.iter().find(|part| part.user == gap::NAME);
+            its.map(|part| part.bytes)
+        };
+        let mut config = Config::default();
+        let of_two_lanes = share(&config).unwrap();
+        assert!((2 * gap::LANE_BYTES..512 * KIB).contains(&of_two_lanes), "{of_two_lanes}");
+        config.emitters.0.push(EmitterConfig::of(EmitterType::None));
+        assert_eq!(share(&config), Some(of_two_lanes + gap::LANE_BYTES));
+        config.store.path = Some("none".into());
+        assert_eq!(share(&config), None);
     }
 
     #[test]

@@ -130,9 +130,10 @@ Moments: how long ago (30s, 5m, 2h, 7d), or a day or moment in UTC (2026-11-22,
 2026-11-22T14:00:00Z). A time is when it happened, not when it was stored.
 
 Oldest first, by time. With --follow, the newest so many first, then what is
-committed from now on, in that order, until Ctrl-C or until nobody reads.
+committed from now on, in that order, until Ctrl-C or until nobody reads. A
+store that an agent is about to begin is waited for.
 
-Environment: VAHTI_STORE.
+Environment: VAHTI_STORE, VAHTI_SOCKET.
 
 Examples:
   vahti events --since 1h

@@ -5,6 +5,7 @@
 
 pub(crate) mod example;
 pub(crate) mod load;
+mod places;
 pub(crate) mod problem;
 pub(crate) mod settings;
 mod tree;
@@ -252,8 +253,8 @@ pub(crate) struct EmitterConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = &"json")]
     pub(crate) format: Option<Format>,
-    /// Type file: the file. Its folder must exist; it is created with mode
-    /// 0640.
+    /// Type file: the file; it is created with mode 0640, its folder is not.
+    /// Where it can't be written to, that is tried again with every batch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = &"/var/log/vahti/events.jsonl")]
     pub(crate) path: Option<PathBuf>,
@@ -354,6 +355,7 @@ impl Bounded for StoreSettings {
     fn check(&self, checked: &mut Checked) {
         let path = self.path.as_deref().unwrap_or(Path::new("unset")).to_string_lossy();
         checked.filled("path", &path, "the path of a folder, or none");
+        places::check_no_nul(checked, "path", self.path.as_deref().unwrap_or(Path::new("unset")));
         self.to_store("checked".into()).check(checked);
     }
 }
@@ -448,7 +450,7 @@ impl Bounded for Config {
         checked.items("emitters", emitters.len(), 1, 16);
         checked.each("emitters", emitters);
         for (i, emitter) in emitters.iter().enumerate() {
-            check_apart(checked, &format!("emitters[{i}]"), emitter, &emitters[..i]);
+            places::check_apart(checked, &format!("emitters[{i}]"), emitter, &emitters[..i]);
         }
         for (i, emitter) in emitters.iter().enumerate() {
             checked.that(
@@ -509,41 +511,6 @@ fn one_of_known(given: &str, known: &[&str]) -> String {
     format!("{}{}", problem::one_of(known), meant.unwrap_or_default())
 }
 
-/// Two emitters must not share a name, or the ledger could not tell them apart;
-/// nor a file, or the second could not lock it.
-fn check_apart(
-    checked: &mut Checked,
-    path: &str,
-    emitter: &EmitterConfig,
-    before: &[EmitterConfig],
-) {
-    let is_taken = before.iter().any(|other| other.name() == emitter.name());
-    checked.that(!is_taken, &format!("{path}.name"), || {
-        (quoted(emitter.name()), "a name that no other emitter has".to_owned())
-    });
-    // By its folder as it is on this machine, so that `a/../b` is `b`; where
-    // there is none, by its parts, so that `a//b` is `a/./b`.
-    let file = |emitter: &EmitterConfig| {
-        let path = emitter.path.clone().filter(|_| emitter.kind == EmitterType::File)?;
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        let folder = folder.unwrap_or(Path::new(".")).canonicalize();
-        Some(match (folder, path.file_name()) {
-            (Ok(folder), Some(name)) => folder.join(name),
-            _ => path,
-        })
-    };
-    let other = file(emitter).and_then(|path| {
-        before
-            .iter()
-            .position(|other| file(other).is_some_and(|o| o.components().eq(path.components())))
-    });
-    checked.that(other.is_none(), &format!("{path}.path"), || {
-        let shown = emitter.path.clone().unwrap_or_default();
-        let bound = format!("another file than that of emitters[{}]", other.unwrap_or_default());
-        (shown_path(&shown), bound)
-    });
-}
-
 impl Bounded for EmitterConfig {
     fn sample() -> Self {
         EmitterConfig { path: Some("events.jsonl".into()), ..EmitterConfig::of(EmitterType::File) }
@@ -568,7 +535,11 @@ impl Bounded for EmitterConfig {
             return;
         }
         match self.path {
-            Some(_) => self.to_file().check(checked),
+            Some(ref path) => {
+                self.to_file().check(checked);
+                places::check_no_nul(checked, "path", path);
+                places::check_writable_in_time(checked, path);
+            }
             None => checked
                 .that(false, "path", || ("not set".to_owned(), "the path of a file".to_owned())),
         }
@@ -601,8 +572,4 @@ impl Bounded for Limits {
 
 fn quoted(text: &str) -> String {
     format!("\"{}\"", vahti_runtime::event::escape_text(text))
-}
-
-fn shown_path(path: &Path) -> String {
-    format!("\"{}\"", vahti_runtime::event::escape(path.as_os_str().as_encoded_bytes()))
 }

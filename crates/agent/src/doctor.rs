@@ -1,6 +1,7 @@
 //! `vahti doctor`: attaches every probe, has each prove itself, and tells what
 //! that means for every signal; and how the store stands.
 
+mod folder;
 mod signals;
 pub(crate) mod store;
 
@@ -14,8 +15,9 @@ use crate::cli::DoctorArgs;
 use crate::config::settings;
 use crate::output::{FAILURE, Failed, Outcome, SUCCESS, complain, print};
 use crate::proofs::ToAgents;
-use crate::report::{DoctorReport, MemoryReport};
+use crate::report::{self, DoctorReport, MemoryReport};
 use crate::wiring::{self, Opened, describe};
+use crate::{control, socket};
 
 /// How long probes have to prove themselves.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -26,7 +28,9 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) fn doctor(args: &DoctorArgs) -> Outcome {
     let config = settings::resolve(args.overrides(), |name| std::env::var_os(name))
         .map_err(|invalid| Failed::usage(invalid.to_string()))?;
-    let memory = MemoryReport::of(&config, args.socket.clone())?;
+    let socket = socket::path(args.socket.clone())?;
+    let ledger = socket.and_then(|path| control::ask(&path, "ledger").ok());
+    let memory = MemoryReport::of(&config, ledger.as_ref())?;
     let agents = ToAgents::new(args.socket.clone());
     let opened = wiring::open(&wiring::ALL, Hierarchy::detect(), &agents)
         .map_err(|error| wiring::refusal(&error))?;
@@ -38,8 +42,9 @@ pub(crate) fn doctor(args: &DoctorArgs) -> Outcome {
     for untold in agents.untold() {
         complain(&format!("{untold}; it tells the faults that were made here as failures"));
     }
-    let store = store::report(&config);
-    let report = DoctorReport { kernel: kernel(), signals, memory, store };
+    let store = store::report(&config, ledger.as_ref());
+    let emitters = report::emitters(ledger.as_ref());
+    let report = DoctorReport { kernel: kernel(), signals, memory, store, emitters };
     print(&if args.json { report.to_json() } else { report.to_text() })?;
     Ok(if report.is_anything_missing() { FAILURE } else { SUCCESS })
 }

@@ -53,14 +53,18 @@ pub(crate) fn start(
         let failed = |why: String| {
             Failed::failure(format!("emitter {} can't be started: {why}", emitter.name()))
         };
-        let make = factory(emitter, limits.lines_bytes, &nobody_reads).map_err(failed)?;
+        let (make, fails) = factory(emitter, limits.lines_bytes, &nobody_reads).map_err(failed)?;
         let mut served = served(emitter, config);
         served.max_batch_bytes = limits.batch_bytes;
         let started = match store.filter(|_| emitter.durable) {
             Some(store) => EmitterHandle::start_durable(make, served, Arc::new(store.clone())),
             None => EmitterHandle::start(make, served),
         };
-        started.map_err(|error| failed(error.to_string()))
+        let started = started.map_err(|error| failed(error.to_string()))?;
+        if let Some(why) = fails {
+            started.begins_failing(why);
+        }
+        Ok(started)
     });
     own.into_iter().chain(others).collect()
 }
@@ -129,35 +133,51 @@ fn served(emitter: &EmitterConfig, config: &Config) -> vahti_runtime::delivery::
     served
 }
 
-/// Makes the emitter: now, where it may fail, and again after a panic.
+/// What makes the emitter, now and again after a panic; and why it can't write
+/// yet, if so.
 fn factory(
     emitter: &EmitterConfig,
     lines_bytes: usize,
     nobody_reads: &Arc<impl Fn() + Send + Sync + 'static>,
-) -> Result<Make, String> {
+) -> Result<(Make, Option<String>), String> {
     let (name, critical) = (emitter.name().to_owned(), emitter.critical);
     let durable = emitter.durable;
     match emitter.kind {
-        EmitterType::None => Ok(Box::new(move || Box::new(NoneEmitter::new(&name)))),
+        EmitterType::None => Ok((Box::new(move || Box::new(NoneEmitter::new(&name))), None)),
         EmitterType::Stdout => {
             let output = duplicate_stdout().map_err(|e| e.to_string())?;
             let (format, nobody_reads) = (emitter.format, Arc::clone(nobody_reads));
-            Ok(Box::new(move || {
+            let make: Make = Box::new(move || {
                 let tell = Arc::clone(&nobody_reads);
                 let stdout = StdoutEmitter::writing_to(Arc::clone(&output), &name, format);
                 let stdout = stdout.lines_bytes(lines_bytes).critical(critical);
                 Box::new(stdout.on_closed(move || tell()))
-            }))
+            });
+            Ok((make, None))
         }
         EmitterType::File => {
             let config = emitter.to_file();
-            let first = FileEmitter::open(&name, config.clone()).map_err(|e| e.to_string())?;
-            let first = Mutex::new(Some(first));
-            Ok(Box::new(move || {
+            // What is in the way may go, and the agent watches meanwhile.
+            let (first, fails) = match FileEmitter::open(&name, config.clone()) {
+                Ok(first) => (Some(first), None),
+                Err(error) => (None, Some(error.to_string())),
+            };
+            if let Some(why) = &fails {
+                let until_then = match (durable, critical) {
+                    (true, _) => "events are kept for it in the store",
+                    (false, true) => "a batch that it fails at is dropped after max_retries",
+                    (false, false) => "what comes until then is dropped",
+                };
+                let emitter = &name;
+                tracing::warn!(%emitter, %why, "can't write yet, and tries again; {until_then}");
+            }
+            let first = Mutex::new(first);
+            let make: Make = Box::new(move || {
                 let first = first.lock().unwrap_or_else(PoisonError::into_inner).take();
                 let file = first.unwrap_or_else(|| FileEmitter::deferred(&name, config.clone()));
                 Box::new(file.lines_bytes(lines_bytes).critical(critical).synced(durable))
-            }))
+            });
+            Ok((make, fails))
         }
     }
 }

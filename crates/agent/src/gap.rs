@@ -1,10 +1,10 @@
 //! An unclean end of the agent before this one, told as an event.
 //!
-//! The time in which nobody watched is known from the store; the event goes the
-//! way of every other event, so that the ledger has it.
+//! The time in which nobody watched is known from the store, at once or, where
+//! its file can't be opened at the start, later; the event goes the way of every
+//! other event, so that the ledger has it.
 
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use vahti_runtime::clock::ClockPair;
@@ -21,7 +21,17 @@ use vahti_runtime::units::ByteSize;
 use crate::config::Config;
 use crate::output::Failed;
 
-/// What tells of one gap, once the agent watches again.
+/// What the observer is called.
+pub(crate) const NAME: &str = "agent";
+
+/// What each of its lanes may hold: it tells one event.
+pub(crate) const LANE_BYTES: u64 = 64 << 10;
+
+/// What it remembers.
+pub(crate) const CACHES: CacheLimits =
+    CacheLimits { entities: 16, fold_keys: 16, fold_bytes: 16 << 10, metrics_bytes: 16 << 10 };
+
+/// What tells of one gap, once it is known and the agent watches again.
 #[derive(Clone)]
 pub(crate) struct GapObserver {
     pub(crate) runtime: Arc<ObserverRuntime>,
@@ -30,36 +40,56 @@ pub(crate) struct GapObserver {
 
 #[derive(Default)]
 struct Signal {
-    /// When the gap ended, nanoseconds since 1970.
-    ended_ns: Mutex<Option<u64>>,
+    known: Mutex<Known>,
     changed: Condvar,
-    stopped: AtomicBool,
+}
+
+#[derive(Debug, Default, Clone, Copy)]
+struct Known {
+    /// Since when nobody watched, nanoseconds since 1970; `Some(None)` if
+    /// somebody did all the time. The store tells, as soon as it is open.
+    from_ns: Option<Option<u64>>,
+    /// When this agent began to watch, nanoseconds since 1970.
+    to_ns: Option<u64>,
+    stopped: bool,
+}
+
+impl Known {
+    /// What there is to tell; `None` if that is not known yet, `Some(None)` if
+    /// it is nothing.
+    fn gap(self) -> Option<Option<(u64, u64)>> {
+        match (self.from_ns, self.to_ns) {
+            (Some(Some(from_ns)), Some(to_ns)) => Some(Some((from_ns, to_ns))),
+            (Some(None), _) => Some(None),
+            _ => None,
+        }
+    }
+}
+
+impl Signal {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Known)) {
+        change(&mut self.known());
+        self.changed.notify_all();
+    }
 }
 
 impl GapObserver {
-    /// An observer that tells of a gap since `from_ns`.
+    /// An observer that tells of a gap, once it is known that there was one.
     ///
     /// # Errors
     /// It can't be built.
-    pub(crate) fn new(
-        from_ns: u64,
-        config: &Config,
-        emitters: &[EmitterHandle],
-    ) -> Result<Self, Failed> {
+    pub(crate) fn new(config: &Config, emitters: &[EmitterHandle]) -> Result<Self, Failed> {
         let signal = Arc::new(Signal::default());
-        let source = GapSource { from_ns, signal: Arc::clone(&signal), told: false };
-        // It tells one event.
-        let mut settings = ObserverConfig::for_observer("agent");
-        settings.backpressure.max_bytes = Some(ByteSize(64 << 10));
-        let caches = CacheLimits {
-            entities: 16,
-            fold_keys: 16,
-            fold_bytes: 16 << 10,
-            metrics_bytes: 16 << 10,
-        };
+        let source = GapSource { signal: Arc::clone(&signal), told: false };
+        let mut settings = ObserverConfig::for_observer(NAME);
+        settings.backpressure.max_bytes = Some(ByteSize(LANE_BYTES));
         let mut builder = ObserverRuntime::builder(|| GapProcessor)
             .config(settings)
-            .caches(caches)
+            .caches(CACHES)
             .source(source)
             .drain_deadline(config.limits.drain_deadline.0);
         if let Some(node) = &config.node_name {
@@ -72,24 +102,37 @@ impl GapObserver {
         Ok(GapObserver { runtime: built?, signal })
     }
 
+    /// Nobody watched since `from_ns`; `None` if somebody did all the time.
+    pub(crate) fn was_since(&self, from_ns: Option<u64>) {
+        self.signal.change(|known| known.from_ns = Some(from_ns));
+    }
+
     /// The agent watches again.
     pub(crate) fn is_over(&self) {
-        let mut ended = self.signal.ended_ns.lock().unwrap_or_else(PoisonError::into_inner);
-        *ended = Some(ClockPair::now().wall_ns);
-        self.signal.changed.notify_all();
+        let now = ClockPair::now().wall_ns;
+        self.signal.change(|known| known.to_ns = Some(now));
+    }
+
+    /// Whether it is known if there was one.
+    pub(crate) fn is_known(&self) -> bool {
+        self.signal.known().from_ns.is_some()
+    }
+
+    /// Whether there was one, as far as is known.
+    pub(crate) fn was_there(&self) -> bool {
+        self.signal.known().from_ns.flatten().is_some()
     }
 }
 
-/// Has one record, once it is told that the gap is over.
+/// Has one record, once there is a gap to tell of.
 struct GapSource {
-    from_ns: u64,
     signal: Arc<Signal>,
     told: bool,
 }
 
 impl Source for GapSource {
     fn name(&self) -> &str {
-        "agent"
+        NAME
     }
 
     fn read(
@@ -97,20 +140,22 @@ impl Source for GapSource {
         batch: &mut RecordBatch,
         timeout: Option<Duration>,
     ) -> Result<ReadOutcome, SourceError> {
-        if self.told || self.signal.stopped.load(Ordering::Acquire) {
+        let mut known = self.signal.known();
+        if !self.told && !known.stopped && known.gap().is_none() {
+            let wait = timeout.unwrap_or(Duration::from_secs(3_600));
+            let waited = self.signal.changed.wait_timeout(known, wait);
+            known = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        if self.told || known.stopped {
             return Ok(ReadOutcome::Ended);
         }
-        let ended = self.signal.ended_ns.lock().unwrap_or_else(PoisonError::into_inner);
-        let wait = timeout.unwrap_or(Duration::from_secs(3_600));
-        let ended = if ended.is_some() {
-            *ended
-        } else {
-            let waited = self.signal.changed.wait_timeout(ended, wait);
-            *waited.unwrap_or_else(PoisonError::into_inner).0
+        let (from_ns, to_ns) = match known.gap() {
+            None => return Ok(ReadOutcome::Idle),
+            Some(None) => return Ok(ReadOutcome::Ended),
+            Some(Some(gap)) => gap,
         };
-        let Some(to_ns) = ended else { return Ok(ReadOutcome::Idle) };
         let mut bytes = [0; 16];
-        bytes[..8].copy_from_slice(&self.from_ns.to_le_bytes());
+        bytes[..8].copy_from_slice(&from_ns.to_le_bytes());
         bytes[8..].copy_from_slice(&to_ns.to_le_bytes());
         let now = ClockPair::now();
         let (boot_ns, wall_ns) = (now.boot_ns, now.wall_ns);
@@ -120,7 +165,7 @@ impl Source for GapSource {
     }
 
     fn stop(&mut self) {
-        self.signal.stopped.store(true, Ordering::Release);
+        self.signal.change(|known| known.stopped = true);
     }
 
     fn interrupter(&self) -> Arc<dyn Interrupt> {
@@ -133,7 +178,7 @@ struct Interrupter(Arc<Signal>);
 impl Interrupt for Interrupter {
     fn interrupt(&self) {
         // Under the lock, or a reader about to wait would miss it.
-        let _guard = self.0.ended_ns.lock().unwrap_or_else(PoisonError::into_inner);
+        let _guard = self.0.known();
         self.0.changed.notify_all();
     }
 }
@@ -142,7 +187,7 @@ struct GapProcessor;
 
 impl EventProcessor for GapProcessor {
     fn name(&self) -> &str {
-        "agent"
+        NAME
     }
 
     fn process(&self, record: RawRecord<'_>) -> Result<Output, ProcessError> {
@@ -184,5 +229,43 @@ mod tests {
         for len in [0, 7, 15] {
             assert!(GapProcessor.process(record(&bytes[..len])).is_err());
         }
+    }
+
+    #[test]
+    fn a_gap_is_told_once_it_is_known_and_over_in_whichever_order() {
+        let source = || {
+            let signal = Arc::new(Signal::default());
+            (GapSource { signal: Arc::clone(&signal), told: false }, signal)
+        };
+        let read = |source: &mut GapSource| {
+            let mut batch = RecordBatch::new(4, 1 << 10);
+            let outcome = source.read(&mut batch, Some(Duration::from_millis(1))).unwrap();
+            (outcome, batch.get(0).map(|record| record.bytes.to_vec()))
+        };
+        let expected = [5_u64.to_le_bytes(), 9_u64.to_le_bytes()].concat();
+        for from_first in [true, false] {
+            let (mut source, signal) = source();
+            let from = || signal.change(|known| known.from_ns = Some(Some(5)));
+            let to = || signal.change(|known| known.to_ns = Some(9));
+            if from_first {
+                from()
+            } else {
+                to()
+            }
+            assert_eq!(read(&mut source), (ReadOutcome::Idle, None));
+            if from_first {
+                to()
+            } else {
+                from()
+            }
+            assert_eq!(read(&mut source), (ReadOutcome::Read, Some(expected.clone())));
+            assert_eq!(read(&mut source), (ReadOutcome::Ended, None), "it is told once");
+        }
+        let (mut without, signal) = source();
+        signal.change(|known| known.from_ns = Some(None));
+        assert_eq!(read(&mut without), (ReadOutcome::Ended, None), "somebody watched");
+        let (mut stopped, _) = source();
+        stopped.stop();
+        assert_eq!(read(&mut stopped), (ReadOutcome::Ended, None));
     }
 }

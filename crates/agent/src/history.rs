@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use vahti_exporters::store::{Filter, ReadError, Reader, Row};
+use vahti_exporters::store::{Filter, ReadError, Reader, Row, State};
 use vahti_exporters::{Format, to_text_line, wants_colour};
 use vahti_runtime::clock::ClockPair;
 use vahti_runtime::event::{escape_text, from_json_line};
@@ -20,8 +20,8 @@ use crate::cli::{EventsArgs, WhyArgs};
 use crate::history::find::Found;
 use crate::history::pages::{PAGE, Pages};
 use crate::output::{Failed, Outcome, Printed, SUCCESS, complain, print_some};
-use crate::store_path;
 use crate::table::grouped;
+use crate::{control, socket, store_path};
 
 pub(crate) use moment::Moment;
 
@@ -29,6 +29,8 @@ pub(crate) use moment::Moment;
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(100);
 /// How often it is looked whether the file is still the same.
 const REOPEN_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a store that is yet to be is waited for before that is said.
+const QUIET_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a store that is followed may be away, as while a file is replaced.
 const FOLLOW_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -41,7 +43,12 @@ pub(crate) fn events(args: &EventsArgs) -> Outcome {
         return Err(Failed::usage("--until is not after --since, so nothing lies between them"));
     }
     let store = args.store.clone();
-    let reader = open(store.clone())?;
+    let (reader, place) = if args.follow {
+        let Some((reader, place)) = open_to_follow(store, None)? else { return Ok(SUCCESS) };
+        (reader, Some(place))
+    } else {
+        (open(store)?, None)
+    };
     let filter = Filter {
         since_ns,
         until_ns,
@@ -67,14 +74,14 @@ pub(crate) fn events(args: &EventsArgs) -> Outcome {
             return Ok(SUCCESS);
         }
     }
-    if !args.follow {
+    let Some(place) = place else {
         if shown == 0 {
             tell_nothing_fits(&reader, seen, now)?;
         }
         return Ok(SUCCESS);
-    }
+    };
     let filter = Filter { until_ns: None, limit: Some(PAGE), ..filter };
-    follow(reader, store, seen, |reader, after| {
+    follow(reader, place, seen, |reader, after| {
         let filter = Filter { after_seq: Some(after), ..filter.clone() };
         let rows = reader.events(&filter)?;
         let more = rows.len() as u64 == PAGE;
@@ -108,12 +115,10 @@ type Looked = (Option<u64>, bool, Result<Printed, Failed>);
 /// Calls `page` for what is committed after `seen`, until nobody reads.
 pub(crate) fn follow(
     reader: Reader,
-    store: Option<PathBuf>,
+    Place { folder, mut file }: Place,
     mut seen: u64,
     mut page: impl FnMut(&Reader, u64) -> Result<Looked, ReadError>,
 ) -> Outcome {
-    let folder = store_path::to_read(store)?;
-    let mut file = identity(&folder);
     let mut reader = Some(reader);
     let (mut version, mut opened, mut away) = (None, Instant::now(), None);
     loop {
@@ -166,6 +171,56 @@ pub(crate) fn follow(
             return Ok(SUCCESS);
         }
     }
+}
+
+/// What is followed: a folder, and which file stood in it when it was opened.
+pub(crate) struct Place {
+    folder: PathBuf,
+    file: [Option<u64>; 2],
+}
+
+/// Opens the store that is asked for, or the one there is, to follow it. One
+/// that an agent is about to begin, such as the one at the socket, is waited
+/// for; `None` once nobody reads any more.
+pub(crate) fn open_to_follow(
+    store: Option<PathBuf>,
+    socket: Option<PathBuf>,
+) -> Result<Option<(Reader, Place)>, Failed> {
+    let begun = Instant::now();
+    let mut told = false;
+    loop {
+        let folder = store_path::to_read(store.clone())?;
+        // Before it is opened: one that takes its place meanwhile is another.
+        let file = identity(&folder);
+        let error = match Reader::open(&folder) {
+            Ok(reader) => return Ok(Some((reader, Place { folder, file }))),
+            Err(error) => error,
+        };
+        if !store_path::is_yet_to_be(&error) || !is_written_to(&folder, socket.clone()) {
+            return Err(store_path::why_unreadable(&folder, &error));
+        }
+        if begun.elapsed() >= QUIET_PATIENCE && !told {
+            told = true;
+            let folder = store_path::shown(&folder);
+            complain(&format!(
+                "the agent has not begun its store {folder} yet: waiting; `vahti doctor` tells why"
+            ));
+        }
+        std::thread::sleep(FOLLOW_INTERVAL);
+        if crate::output::is_closed() {
+            return Ok(None);
+        }
+    }
+}
+
+/// Whether an agent has this folder, or would if it could.
+fn is_written_to(folder: &Path, socket: Option<PathBuf>) -> bool {
+    if State::of(folder).is_ok_and(|state| state.agent.is_some()) {
+        return true;
+    }
+    let socket = socket::path(socket).ok().flatten();
+    let ledger = socket.and_then(|path| control::ask(&path, "ledger").ok());
+    ledger.is_some_and(|ledger| ledger["store"]["path"] == store_path::shown(folder))
 }
 
 /// Which file is the store's: the names stand in docs/store.md.

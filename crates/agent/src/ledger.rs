@@ -18,19 +18,20 @@ use crate::{control, history, socket, store_path};
 pub(crate) fn ledger(args: &LedgerArgs) -> Outcome {
     // Where to follow from, before the accounting: nothing falls in between.
     let followed = if args.follow {
-        let reader = history::open(args.store.clone())?;
+        let opened = history::open_to_follow(args.store.clone(), args.socket.clone())?;
+        let Some((reader, place)) = opened else { return Ok(SUCCESS) };
         let seen = reader.last_seq().map_err(history::unreadable)?;
-        Some((reader, seen))
+        Some((reader, place, seen))
     } else {
         None
     };
     let (ledger, note) = accounting(args)?;
     let text = if args.json { format!("{ledger:#}\n") } else { note + &to_text(&ledger) };
-    let Some((reader, seen)) = followed else { return print(&text) };
+    let Some((reader, place, seen)) = followed else { return print(&text) };
     if print_some(text.as_bytes())? == Printed::Closed {
         return Ok(SUCCESS);
     }
-    history::follow(reader, args.store.clone(), seen, |reader, after| {
+    history::follow(reader, place, seen, |reader, after| {
         let filter = Filter { after_seq: Some(after), limit: Some(1_000), ..Filter::default() };
         let rows = reader.events(&filter)?;
         let mut out = String::new();
@@ -122,6 +123,9 @@ pub(crate) fn to_text(ledger: &Value) -> String {
     }
     if ledger["store"]["lanes"].is_array() {
         out.push_str(&format!("store{:>55}{:>17}\n", "occurrences", "envelopes"));
+        if ledger["store"]["open"] == false {
+            out.push_str("  (it could not be opened yet: `vahti doctor` tells why)\n");
+        }
         for lane in members(&ledger["store"]["lanes"]) {
             let emitter = escape_text(lane["emitter"].as_str().unwrap_or("?"));
             let name = if emitter == "(store)" {
@@ -262,6 +266,15 @@ mod tests {
         assert_eq!(squeezed.iter().filter(|l| *l == "difference 0").count(), 3);
         assert!(!text.contains("panic"), "reasons that never happened are left out");
         assert!(text.lines().all(|l| l.chars().count() <= 80), "{text}");
+    }
+
+    #[test]
+    fn a_store_that_is_not_open_is_said_not_to_be() {
+        let text = |open: Value| to_text(&json!({"store": {"lanes": [], "open": open}}));
+        assert!(text(json!(false)).contains("could not be opened yet"));
+        for open in [json!(true), json!(null)] {
+            assert!(!text(open).contains("opened"), "those of older agents do not tell");
+        }
     }
 
     #[test]

@@ -1,12 +1,52 @@
 //! What an observer lost, in words: told when the agent ends, so that nobody has
 //! to have asked for the ledger in time.
 
+use std::fmt;
+
 use vahti_runtime::ledger::{LaneLine, ObserverLedger};
 
 /// One line for the records and one for each lane, of those that lost anything.
 pub(crate) fn of(ledger: &ObserverLedger) -> Vec<String> {
     let lanes = ledger.lanes.iter().map(of_lane);
     std::iter::once(of_records(ledger)).chain(lanes).flatten().collect()
+}
+
+/// What the store could not keep, which no durable emitter gets either.
+pub(crate) struct NotKept {
+    critical: u64,
+    normal: u64,
+    durable: Vec<String>,
+}
+
+impl NotKept {
+    /// Of all observers' lanes to the store; `None` if nothing was lost there.
+    pub(crate) fn of(ledgers: &[ObserverLedger], durable: Vec<String>) -> Option<Self> {
+        let lanes = ledgers.iter().flat_map(|ledger| &ledger.lanes);
+        let dropped: Vec<_> =
+            lanes.filter(|lane| lane.emitter == "store").flat_map(|lane| &lane.dropped).collect();
+        let of = |priority: &str| -> u64 {
+            let its = dropped.iter().filter(|dropped| dropped.priority == priority);
+            its.map(|dropped| dropped.tally.occurrences).sum()
+        };
+        let (critical, normal) = (of("critical"), of("normal"));
+        (critical + normal > 0).then_some(NotKept { critical, normal, durable })
+    }
+
+    /// Whether any of it was critical.
+    pub(crate) fn is_critical(&self) -> bool {
+        self.critical > 0
+    }
+}
+
+impl fmt::Display for NotKept {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let NotKept { critical, normal, durable } = self;
+        write!(f, "the store could not keep {critical} critical and {normal} normal events")?;
+        if !durable.is_empty() {
+            write!(f, ", and no durable emitter has them ({})", durable.join(", "))?;
+        }
+        Ok(())
+    }
 }
 
 /// One line for each line of the ledger that does not add up.
@@ -131,6 +171,26 @@ mod tests {
                  queue: queue_items, 7 normal at shutdown: deadline, 1 rejected",
             ]
         );
+    }
+
+    #[test]
+    fn what_the_store_could_not_keep_is_summed_over_observers() {
+        let mut ledgers = [clean(), clean()];
+        assert!(NotKept::of(&ledgers, Vec::new()).is_none());
+        ledgers[0].lanes[0].dropped[0].tally = Tally::one(9);
+        assert!(NotKept::of(&ledgers, Vec::new()).is_none(), "stdout's are none of the store's");
+        ledgers[0].lanes[0].emitter = "store".to_owned();
+        ledgers[1].lanes[0].emitter = "store".to_owned();
+        ledgers[1].lanes[0].dropped[1].tally = Tally::one(4);
+        let lost = NotKept::of(&ledgers, vec!["audit".to_owned(), "file".to_owned()]).unwrap();
+        assert!(lost.is_critical());
+        assert_eq!(
+            lost.to_string(),
+            "the store could not keep 9 critical and 4 normal events, and no durable emitter has \
+             them (audit, file)"
+        );
+        ledgers[0].lanes[0].dropped[0].tally = Tally::default();
+        assert!(!NotKept::of(&ledgers, Vec::new()).unwrap().is_critical());
     }
 
     #[test]

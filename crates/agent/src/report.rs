@@ -1,7 +1,5 @@
 //! How `doctor` shows what can be seen on this node.
 
-use std::path::PathBuf;
-
 use serde::Serialize;
 use serde_json::Value;
 use vahti_runtime::event::escape_text;
@@ -11,7 +9,6 @@ use crate::config::Config;
 use crate::doctor::store::{StoreReport, StoreState};
 use crate::output::Failed;
 use crate::table::wrap;
-use crate::{control, socket};
 
 /// Whether a signal can be seen. The worse, the greater.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -69,6 +66,31 @@ pub(crate) struct DoctorReport {
     pub(crate) memory: MemoryReport,
     /// What is kept.
     pub(crate) store: StoreReport,
+    /// Where the agent that runs sends events; empty if none answers.
+    pub(crate) emitters: Vec<EmitterReport>,
+}
+
+/// An emitter of the agent that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct EmitterReport {
+    name: String,
+    /// `working`, `failing` or `ended`.
+    state: String,
+    /// Why it fails.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    why: Option<String>,
+}
+
+/// The emitters of the agent that runs, as it says; the store has a report of
+/// its own.
+pub(crate) fn emitters(ledger: Option<&Value>) -> Vec<EmitterReport> {
+    let emitters = ledger.and_then(|ledger| ledger["emitters"].as_array()).into_iter().flatten();
+    let word = |emitter: &Value, key: &str| emitter[key].as_str().map(str::to_owned);
+    let report = |emitter: &Value| {
+        let why = word(emitter, "why");
+        Some(EmitterReport { name: word(emitter, "name")?, state: word(emitter, "state")?, why })
+    };
+    emitters.filter_map(report).filter(|emitter| emitter.name != "store").collect()
 }
 
 /// How a configuration's memory is divided, and what an agent that runs takes.
@@ -83,16 +105,14 @@ pub(crate) struct MemoryReport {
 }
 
 impl MemoryReport {
-    /// Divides a configuration's memory, and asks the agent that runs, if one
-    /// does.
+    /// Divides a configuration's memory; `ledger` is what an agent that runs
+    /// answers, if one does.
     ///
     /// # Errors
     /// The memory is not enough.
-    pub(crate) fn of(config: &Config, socket: Option<PathBuf>) -> Result<Self, Failed> {
+    pub(crate) fn of(config: &Config, ledger: Option<&Value>) -> Result<Self, Failed> {
         let division =
             Division::of(config).map_err(|unmet| Failed::usage(unmet.field().to_string()))?;
-        let socket = socket::path(socket)?;
-        let ledger = socket.and_then(|path| control::ask(&path, "ledger").ok());
         let agent = ledger.and_then(|ledger| ledger.get("memory").cloned());
         Ok(MemoryReport { division, agent })
     }
@@ -174,6 +194,15 @@ impl DoctorReport {
         }
         self.memory.to_text(&mut out);
         self.store.write(&mut out, WIDTH);
+        if !self.emitters.is_empty() {
+            out.push_str("\nemitters of the agent that runs\n");
+        }
+        for emitter in &self.emitters {
+            wrap(&mut out, &format!("  {:8}  ", escape_text(&emitter.state)), &emitter.name, WIDTH);
+            if let Some(why) = &emitter.why {
+                wrap(&mut out, "            why: ", why, WIDTH);
+            }
+        }
         let count = |state| self.signals.iter().filter(|s| s.state == state).count();
         out.push_str(&format!(
             "\n{} work, {} degraded, {} missing\n",
@@ -227,8 +256,12 @@ mod tests {
                 let mut config = Config::default();
                 let aside = "/proc/no\u{1b}/where/that/is/as/long/as/a/folder".into();
                 config.store.path = Some(aside);
-                store::report(&config)
+                store::report(&config, None)
             },
+            emitters: emitters(Some(&serde_json::json!({"emitters": [
+                {"name": "store", "state": "working"},
+                {"name": "audit\u{1b}", "state": "failing", "why": "a reason ".repeat(20)},
+            ]}))),
         };
         let text = report.to_text();
         for line in text.lines() {
@@ -240,5 +273,6 @@ mod tests {
         assert!(report.is_anything_missing());
         let json: serde_json::Value = serde_json::from_str(&report.to_json()).unwrap();
         assert_eq!(json["signals"][1]["state"], "missing");
+        assert_eq!(json["emitters"][0]["state"], "failing");
     }
 }

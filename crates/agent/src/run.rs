@@ -21,6 +21,7 @@ use crate::config::Config;
 use crate::config::settings;
 use crate::control::{self, Control, ControlError, Found, Reply};
 use crate::gap::GapObserver;
+use crate::losses::NotKept;
 use crate::notify::{Manager, Status};
 use crate::output::{FAILURE, Failed, Outcome, SUCCESS};
 use crate::patience::Patience;
@@ -30,6 +31,8 @@ use crate::{emitters, log, losses, socket, store_path, wiring};
 
 /// How exactly the beginning of a gap is known, where nothing was committed.
 const ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+/// How often it is tried to open a store that could not be opened at the start.
+const BEGIN_INTERVAL: Duration = Duration::from_secs(2);
 /// How long the end waits for the store to be closed.
 const END_PATIENCE: Duration = Duration::from_secs(2);
 
@@ -69,8 +72,7 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     let mut unless_started = EndUnlessStarted(store.clone());
     let emitters = emitters::start(&config, &limits, store.as_ref(), move || nobody_reads.begin())?;
     let observers = wiring::observers(&config, &limits, &emitters, &makers)?;
-    let gap = store.as_ref().and_then(Store::gap_from_ns);
-    let gap = gap.map(|from_ns| GapObserver::new(from_ns, &config, &emitters)).transpose()?;
+    let gap = store.as_ref().map(|store| gap_of(store, &config, &emitters)).transpose()?.flatten();
     let deadline = config.limits.drain_deadline.0;
     let supervisor = observers
         .iter()
@@ -92,7 +94,8 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     }
     let alive: Alive = Arc::new(Mutex::new(running.store.clone()));
     if running.store.is_some() {
-        keep_alive(&alive).map_err(|e| system("start a thread for the store", &e))?;
+        let gap = running.gap.clone();
+        keep_alive(&alive, gap).map_err(|e| system("start a thread for the store", &e))?;
     }
     let runtime = executor()?;
     unless_started.0 = None;
@@ -138,7 +141,8 @@ struct Running {
     emitters: Vec<EmitterHandle>,
     /// The observers that are wanted; some may not run here.
     enabled: Vec<&'static str>,
-    /// What tells of the time before the start, if nobody watched then.
+    /// What tells of the time before the start, if nobody watched then, or if
+    /// that is not known yet.
     gap: Option<GapObserver>,
     store: Option<Store>,
     /// Who may take how much memory.
@@ -147,7 +151,7 @@ struct Running {
 
 impl Running {
     fn ledgers(&self) -> Vec<ObserverLedger> {
-        let gap = self.gap.iter().map(|gap| &gap.runtime);
+        let gap = self.gap.iter().filter(|gap| gap.was_there()).map(|gap| &gap.runtime);
         self.observers.iter().chain(gap).map(|observer| observer.ledger()).collect()
     }
 
@@ -174,7 +178,10 @@ impl Running {
             let durable = self.emitters.iter().filter(|emitter| emitter.is_durable());
             let lanes = std::iter::once(store.own_line());
             let lanes: Vec<_> = lanes.chain(durable.flat_map(EmitterHandle::lane_lines)).collect();
-            ledger["store"] = json!({"lanes": lanes, "set_aside": store.set_aside()});
+            let path = store_path::shown(store.folder());
+            let (set_aside, open) = (store.set_aside(), store.has_begun());
+            ledger["store"] =
+                json!({"lanes": lanes, "set_aside": set_aside, "path": path, "open": open});
         }
         ledger
     }
@@ -296,17 +303,42 @@ async fn announce(running: Running, emitters: String, shutdown: Shutdown, deadli
     }
 }
 
-/// Has the store know that the agent is alive, until it is taken away. On a
+/// What tells of the time before this agent, unless it is known that somebody
+/// watched all the time.
+fn gap_of(
+    store: &Store,
+    config: &Config,
+    emitters: &[EmitterHandle],
+) -> Result<Option<GapObserver>, Failed> {
+    let (is_known, from_ns) = (store.has_begun(), store.gap_from_ns());
+    if is_known && from_ns.is_none() {
+        return Ok(None);
+    }
+    let gap = GapObserver::new(config, emitters)?;
+    if is_known {
+        gap.was_since(from_ns);
+    }
+    Ok(Some(gap))
+}
+
+/// Has the store know that the agent is alive, until it is taken away, and the
+/// gap what a store that could not be opened at the start knows of it. On a
 /// thread of its own: what is too old leaves then, and the disk or another
 /// process's lock may hold that up, which must hold up nothing else.
-fn keep_alive(store: &Alive) -> io::Result<()> {
+fn keep_alive(store: &Alive, gap: Option<GapObserver>) -> io::Result<()> {
+    let mut untold = gap.filter(|gap| !gap.is_known());
     let store = Arc::clone(store);
     let thread = std::thread::Builder::new().name("store-alive".to_owned());
     let ticks = move || loop {
-        std::thread::sleep(ALIVE_INTERVAL);
-        match &*store.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(store) => store.tick(),
-            None => return,
+        std::thread::sleep(if untold.is_some() { BEGIN_INTERVAL } else { ALIVE_INTERVAL });
+        let store = store.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(store) = &*store else { return };
+        store.tick();
+        if store.has_begun()
+            && let Some(gap) = untold.take()
+        {
+            tracing::info!("the store could be opened now; events are kept");
+            gap.was_since(store.gap_from_ns());
         }
     };
     thread.spawn(ticks).map(drop)
@@ -346,13 +378,21 @@ fn conclude(report: &Report, running: &Running) -> u8 {
     for emitter in &report.stuck_emitters {
         tracing::warn!(emitter, "left behind: it did not end in time");
     }
-    for ledger in running.ledgers() {
-        for lost in losses::of(&ledger) {
+    let ledgers = running.ledgers();
+    for ledger in &ledgers {
+        for lost in losses::of(ledger) {
             tracing::warn!("{lost}");
         }
-        for difference in losses::differences(&ledger) {
+        for difference in losses::differences(ledger) {
             tracing::error!("{difference}");
         }
+    }
+    let durable = running.emitters.iter().filter(|emitter| emitter.is_durable());
+    let durable = durable.map(|emitter| emitter.name().to_owned()).collect();
+    match NotKept::of(&ledgers, durable) {
+        Some(lost) if lost.is_critical() => tracing::error!("{lost}"),
+        Some(lost) => tracing::warn!("{lost}"),
+        None => {}
     }
     // Each was told when it happened; this is what they mean for the end.
     for error in &report.failed {

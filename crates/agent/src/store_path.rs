@@ -1,5 +1,7 @@
 //! Where the store is.
 
+use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -56,6 +58,31 @@ pub(crate) fn to_read(given: Option<PathBuf>) -> Result<PathBuf, Failed> {
     found.or_else(default_path).ok_or_else(|| {
         Failed::usage("where the store is isn't known: give --store PATH, or set VAHTI_STORE")
     })
+}
+
+/// Whether there may be a store where there is none yet: an agent makes the file
+/// first and what is in it afterwards.
+pub(crate) fn is_yet_to_be(error: &ReadError) -> bool {
+    match error {
+        ReadError::Missing(_) => true,
+        ReadError::Foreign(file) => {
+            let Ok(mut opened) = File::open(file) else { return false };
+            let mut header = [0; 72];
+            match opened.read_exact(&mut header) {
+                // Neither a version nor an application: the first page of a new one.
+                Ok(()) => header[60..64] == [0; 4] && header[68..72] == [0; 4],
+                Err(_) => opened.metadata().is_ok_and(|meta| meta.len() == 0),
+            }
+        }
+        ReadError::Newer { .. } | ReadError::Sqlite { .. } => false,
+    }
+}
+
+/// A folder's path from the root, as an agent tells it to others.
+pub(crate) fn shown(folder: &Path) -> String {
+    let path = std::path::absolute(folder).unwrap_or_else(|_| folder.to_owned());
+    let path = path.canonicalize().unwrap_or(path);
+    escape(path.as_os_str().as_encoded_bytes()).into_owned()
 }
 
 /// What to say where a store can't be read, and what to do.

@@ -433,9 +433,10 @@ fn names_of_others_smuggle_nothing_into_text() {
     assert_eq!(events[0]["process"]["name"], "a\\x1b[2J\\x0ab\\\\c", "nothing is escaped twice");
 }
 
-fn spawn(kept: &Kept, arguments: &[&str]) -> (Child, BufReader<std::process::ChildStdout>) {
+fn spawn(store: &Path, arguments: &[&str]) -> (Child, BufReader<std::process::ChildStdout>) {
     let mut child = vahti(arguments)
-        .env("VAHTI_STORE", kept.folder.path())
+        .env("VAHTI_STORE", store)
+        .env("VAHTI_SOCKET", store.join("s"))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -467,7 +468,7 @@ fn ends(mut child: Child) {
 #[test]
 fn following_shows_the_newest_then_what_is_committed_and_ends_with_its_reader() {
     let kept = Kept::with((0..5).map(refused).collect());
-    let (child, mut lines) = spawn(&kept, &["events", "--limit", "2", "--follow"]);
+    let (child, mut lines) = spawn(kept.folder.path(), &["events", "--limit", "2", "--follow"]);
     let count = |line: String| serde_json::from_str::<Value>(&line).unwrap()["count"].clone();
     assert_eq!([count(line(&mut lines)), count(line(&mut lines))], [4, 5]);
     kept.commit(vec![refused(5)]);
@@ -480,9 +481,73 @@ fn following_shows_the_newest_then_what_is_committed_and_ends_with_its_reader() 
 }
 
 #[test]
+fn following_waits_for_a_store_that_an_agent_is_about_to_begin() {
+    let begun = Kept::with(vec![refused(0)]);
+    begun.store.set_ledger(|| br#"{"observers":[]}"#.to_vec());
+    begun.store.end();
+    for command in [&["events", "--follow"][..], &["ledger", "--follow", "--json"]] {
+        for there in [None, Some(&b""[..]), Some(&header_without_a_schema())] {
+            let folder = tempfile::tempdir().unwrap();
+            let file = folder.path().join("events.db");
+            if let Some(content) = there {
+                std::fs::write(&file, content).unwrap();
+            }
+            // As an agent has it that was started just now.
+            let lock = std::fs::File::create(folder.path().join("lock")).unwrap();
+            lock.lock().unwrap();
+            let (mut child, mut lines) = spawn(folder.path(), command);
+            std::thread::sleep(Duration::from_millis(300));
+            assert!(child.try_wait().unwrap().is_none(), "{command:?} {there:?}: does not wait");
+            let ready = folder.path().join("ready");
+            begun.sql().execute("VACUUM INTO ?1", [ready.to_str().unwrap()]).unwrap();
+            std::fs::rename(ready, &file).unwrap();
+            let first = line(&mut lines);
+            let expected = if command[0] == "events" { &*refused(0).id.to_string() } else { "{" };
+            assert!(first.contains(expected), "{first}");
+            drop(lines);
+            ends(child);
+        }
+    }
+}
+
+/// What a file is like of which only the first page was written.
+fn header_without_a_schema() -> Vec<u8> {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("x");
+    let connection = Connection::open(&file).unwrap();
+    let mode = "PRAGMA journal_mode = wal";
+    connection.query_row(mode, [], |row| row.get::<_, String>(0)).unwrap();
+    drop(connection);
+    let page = std::fs::read(file).unwrap();
+    assert_eq!(page.len(), 4_096);
+    page
+}
+
+#[test]
+fn following_a_store_that_is_waited_for_ends_with_its_reader_and_with_its_agent() {
+    for leaves in ["reader", "agent"] {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = std::fs::File::create(folder.path().join("lock")).unwrap();
+        lock.lock().unwrap();
+        let (child, lines) = spawn(folder.path(), &["events", "--follow"]);
+        std::thread::sleep(Duration::from_millis(300));
+        if leaves == "reader" {
+            drop(lines);
+            ends(child);
+            continue;
+        }
+        drop(lock);
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        assert!(stderr(&output).contains("there is no store in "), "{}", stderr(&output));
+        drop(lines);
+    }
+}
+
+#[test]
 fn following_goes_on_with_a_file_that_was_begun_anew() {
     let mut kept = Kept::with((0..5).map(refused).collect());
-    let (child, mut lines) = spawn(&kept, &["events", "--limit", "1", "--follow"]);
+    let (child, mut lines) = spawn(kept.folder.path(), &["events", "--limit", "1", "--follow"]);
     line(&mut lines);
     let other = Kept::new();
     // The agent ended, somebody moved the file away, and it was started again.
@@ -518,7 +583,7 @@ fn the_ledger_followed_tells_each_id_as_it_is_committed() {
         "--socket",
         socket.to_str().unwrap(),
     ];
-    let (child, lines) = spawn(&kept, &arguments);
+    let (child, lines) = spawn(kept.folder.path(), &arguments);
     let mut lines = lines.lines().map(Result::unwrap);
     assert!(lines.by_ref().any(|line| line == "}"), "the accounts come first");
     kept.commit(vec![refused(1), refused(2)]);

@@ -4,10 +4,11 @@
 // Helpers outside test functions fail as tests do.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, ErrorKind, Read};
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -18,6 +19,8 @@ const BINARY: &str = env!("CARGO_BIN_EXE_vahti");
 struct Agent {
     child: Child,
     folder: tempfile::TempDir,
+    /// Whom it tells that it watches, and that it ends.
+    manager: Option<UnixDatagram>,
 }
 
 impl Agent {
@@ -25,21 +28,32 @@ impl Agent {
     /// the rights are missing.
     fn start(arguments: &[&str], stdout: Stdio) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
+        let ready = folder.path().join("ready");
+        let manager = UnixDatagram::bind(&ready).unwrap();
+        manager.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
         let child = Command::new(BINARY)
             .arg("run")
             .args(arguments)
             .arg("--socket")
             .arg(folder.path().join("s"))
             .env("VAHTI_STORE", folder.path().join("store"))
+            .env("NOTIFY_SOCKET", ready)
             .env_remove("VAHTI_CONFIG")
+            .env_remove("WATCHDOG_USEC")
             .stdin(Stdio::null())
             .stdout(stdout)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut agent = Agent { child, folder };
+        let mut agent = Agent { child, folder, manager: None };
         let begun = Instant::now();
         loop {
+            let mut told = [0; 1_024];
+            if manager.recv(&mut told).is_ok() {
+                assert!(told.starts_with(b"READY=1\n"));
+                agent.manager = Some(manager);
+                return Some(agent);
+            }
             if let Some(status) = agent.child.try_wait().unwrap() {
                 let mut told = String::new();
                 agent.child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
@@ -47,15 +61,7 @@ impl Agent {
                 not_run(format_args!("{told}"));
                 return None;
             }
-            // It watches once every probe was proven: each has made a record.
-            let ledger = agent.ledger();
-            let observers = ledger["observers"].as_array().cloned().unwrap_or_default();
-            let proven = |o: &serde_json::Value| o["records"]["received"].as_u64() > Some(1);
-            if !observers.is_empty() && observers.iter().all(proven) {
-                return Some(agent);
-            }
-            assert!(begun.elapsed() < Duration::from_secs(10), "it does not watch: {ledger}");
-            std::thread::sleep(Duration::from_millis(20));
+            assert!(begun.elapsed() < Duration::from_secs(10), "it does not watch");
         }
     }
 
@@ -99,7 +105,7 @@ impl Agent {
             if let Some(status) = self.child.try_wait().unwrap() {
                 break status;
             }
-            assert!(begun.elapsed() < limit, "it goes on");
+            assert!(begun.elapsed() < limit, "it goes on: {}", self.ledger());
             std::thread::sleep(Duration::from_millis(5));
         };
         let mut told = String::new();
@@ -125,7 +131,8 @@ fn is_exact(ledger: &serde_json::Value) -> bool {
         let lines = ["kernel", "ring", "records", "events"].map(|line| &observer[line]);
         lines.into_iter().chain(observer["lanes"].as_array().into_iter().flatten())
     });
-    !observers.is_empty() && { all }.all(|line| line["difference"] == 0)
+    // What tells of a gap has no kernel and no ring.
+    !observers.is_empty() && { all }.all(|line| line.is_null() || line["difference"] == 0)
 }
 
 /// Has a connection refused; returns the port.
@@ -136,7 +143,9 @@ fn refuse() -> u16 {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         drop(listener);
-        if TcpStream::connect(("127.0.0.1", port)).is_err() {
+        // Nor for this reason, where others have taken all ports.
+        let refused = |error: std::io::Error| error.kind() == ErrorKind::ConnectionRefused;
+        if TcpStream::connect(("127.0.0.1", port)).is_err_and(refused) {
             return port;
         }
     }
@@ -174,8 +183,7 @@ fn a_refused_connection_is_told_and_the_ledger_adds_up() {
 
 #[test]
 fn what_was_lost_is_told_at_the_end() {
-    let config = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(config.path(), "limits: {drain_deadline: 300ms}\n").unwrap();
+    let config = draining("300ms");
     let arguments = ["--observers", "network", "--config", config.path().to_str().unwrap()];
     let Some(mut agent) = Agent::start(&arguments, Stdio::piped()) else { return };
     for _ in 0..300 {
@@ -261,8 +269,7 @@ fn a_reader_that_stalls_stops_neither_the_shutdown_nor_a_second_signal() {
 }
 
 fn stall_and_signal_twice(signal: libc::c_int, code: i32) {
-    let config = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(config.path(), "limits: {drain_deadline: 30s}\n").unwrap();
+    let config = draining("30s");
     let arguments = ["--observers", "network", "--config", config.path().to_str().unwrap()];
     let Some(mut agent) = Agent::start(&arguments, Stdio::piped()) else { return };
     // Each to a port of its own, so that nothing is folded: more than a pipe
@@ -306,9 +313,7 @@ fn unread(pipe: &std::io::PipeReader) -> libc::c_int {
 /// An agent whose standard output and error are one pipe, full, which nobody
 /// reads.
 fn stalled(drain_deadline: &str) -> Option<Agent> {
-    let config = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(config.path(), format!("limits: {{drain_deadline: {drain_deadline}}}\n"))
-        .unwrap();
+    let config = draining(drain_deadline);
     let (reader, writer) = std::io::pipe().unwrap();
     let folder = tempfile::tempdir().unwrap();
     let child = Command::new(BINARY)
@@ -321,7 +326,7 @@ fn stalled(drain_deadline: &str) -> Option<Agent> {
         .stderr(writer)
         .spawn()
         .unwrap();
-    let mut agent = Agent { child, folder };
+    let mut agent = Agent { child, folder, manager: None };
     let begun = Instant::now();
     while unread(&reader) < 48 << 10 {
         if let Some(status) = agent.child.try_wait().unwrap() {
@@ -398,7 +403,7 @@ impl Agent {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        Agent { child, folder: tempfile::tempdir().unwrap() }
+        Agent { child, folder: tempfile::tempdir().unwrap(), manager: None }
     }
 
     /// It runs and does not end for a moment.
@@ -460,6 +465,106 @@ fn an_agent_that_waits_for_another_ends_when_it_is_told_to() {
     }
     assert!(!own.exists(), "its socket is gone");
     assert!(Path::new(&agent.socket()).exists(), "the other one's is not");
+}
+
+/// Waits until it holds: longer than the longest delay between two tries.
+#[track_caller]
+fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !holds() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// The accounts of the observer that tells of gaps, if there is one.
+fn gap_observer(ledger: &serde_json::Value) -> Option<&serde_json::Value> {
+    ledger["observers"].as_array()?.iter().find(|observer| observer["observer"] == "agent")
+}
+
+fn now_ns() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    u64::try_from(now.as_nanos()).unwrap()
+}
+
+#[test]
+fn a_gap_is_told_once_the_store_opens_and_ends_where_this_agent_began_to_watch() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = folder.path().join("store");
+    let arguments =
+        ["--observers", "network", "--emit", "none", "--store", store.to_str().unwrap()];
+    let Some(mut killed) = Agent::start(&arguments, Stdio::null()) else { return };
+    refuse();
+    killed.signal(libc::SIGKILL);
+    killed.ends_within(Duration::from_secs(5));
+    let ended = now_ns();
+    let other = rusqlite::Connection::open(store.join("events.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    // One that never had the store tells nobody of the gap, and leaves it.
+    let Some(mut also_killed) = Agent::start(&arguments, Stdio::null()) else { return };
+    assert!(gap_observer(&also_killed.ledger()).is_none());
+    also_killed.signal(libc::SIGKILL);
+    also_killed.ends_within(Duration::from_secs(5));
+    let Some(mut agent) = Agent::start(&arguments, Stdio::null()) else { return };
+    let watches = now_ns();
+    refuse();
+    assert!(gap_observer(&agent.ledger()).is_none(), "it is not known yet");
+    std::thread::sleep(Duration::from_secs(2));
+    other.execute_batch("ROLLBACK").unwrap();
+    drop(other);
+    let gaps = || -> Vec<vahti_runtime::event::Gap> {
+        let Ok(reader) = vahti_exporters::store::Reader::open(&store) else { return Vec::new() };
+        let rows = reader.events(&vahti_exporters::store::Filter::default()).unwrap();
+        let told = rows
+            .iter()
+            .map(|row| vahti_runtime::event::from_json_line(row.json.as_bytes()).unwrap().data);
+        let gap = |data| match data {
+            vahti_runtime::event::EventData::Gap(gap) => Some(gap),
+            _ => None,
+        };
+        told.filter_map(gap).collect()
+    };
+    until("no gap is told", || !gaps().is_empty());
+    let told = gaps();
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].from_ns <= ended, "{told:?} {ended}");
+    assert!(told[0].to_ns > ended, "{told:?} {ended}");
+    assert!(told[0].to_ns < watches + 500_000_000, "{told:?} {watches}");
+    let ledger = agent.ledger();
+    let observer = gap_observer(&ledger).expect("it is in the ledger");
+    assert_eq!(observer["events"]["produced"]["envelopes"], 1, "{ledger:#}");
+    agent.adds_up();
+    agent.signal(libc::SIGTERM);
+    assert_eq!(agent.ends_within(Duration::from_secs(5)).0, Some(0));
+    let Some(agent) = Agent::start(&arguments, Stdio::null()) else { return };
+    assert!(gap_observer(&agent.ledger()).is_none(), "it was told");
+}
+
+#[test]
+fn following_shows_the_first_event_that_is_ever_kept() {
+    let folder = tempfile::tempdir().unwrap();
+    let (store, lock) = (folder.path().join("store"), folder.path().join("store/lock"));
+    std::fs::create_dir_all(&lock).unwrap();
+    let arguments =
+        ["--observers", "network", "--emit", "none", "--store", store.to_str().unwrap()];
+    let Some(mut agent) = Agent::start(&arguments, Stdio::null()) else { return };
+    let mut follows = Command::new(BINARY)
+        .args(["events", "--follow", "--format", "json", "--store"])
+        .arg(&store)
+        .env("VAHTI_SOCKET", agent.socket())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(follows.try_wait().unwrap().is_none(), "it does not wait");
+    std::fs::remove_dir(&lock).unwrap();
+    let port = refuse();
+    let mut lines = BufReader::new(follows.stdout.take().unwrap());
+    assert_eq!(line_about(&mut lines, port)["subtype"], "connection_refused");
+    drop(lines);
+    assert_eq!(follows.wait().unwrap().code(), Some(0));
+    agent.signal(libc::SIGTERM);
+    assert_eq!(agent.ends_within(Duration::from_secs(5)).0, Some(0));
 }
 
 #[test]
@@ -533,6 +638,148 @@ fn the_doctor_fits_eighty_columns_and_says_by_its_exit_code_whether_anything_is_
 }
 
 #[test]
+fn files_whose_folder_comes_later_hold_up_nothing_and_a_durable_one_gets_all() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, out) = (folder.path().join("vahti.yaml"), folder.path().join("out"));
+    let yaml = format!(
+        "emitters:\n- {{type: file, name: plain, path: {out}/plain}}\n\
+         - {{type: file, name: audit, durable: true, path: {out}/audit}}\n",
+        out = out.display()
+    );
+    std::fs::write(&config, yaml).unwrap();
+    let arguments = ["--observers", "network", "--config", config.to_str().unwrap()];
+    let Some(mut agent) = Agent::start(&arguments, Stdio::null()) else { return };
+    let failing = |name: &str| {
+        let ledger = agent.ledger();
+        let emitters = ledger["emitters"].as_array().cloned().unwrap_or_default();
+        let emitter = emitters.into_iter().find(|emitter| emitter["name"] == name).unwrap();
+        emitter["why"].as_str().is_some_and(|why| why.contains("does not exist; create it"))
+    };
+    assert!(failing("plain") && failing("audit"), "before anything comes");
+    let doctor = Command::new(BINARY)
+        .args(["doctor", "--json", "--socket", &agent.socket(), "--config"])
+        .arg(&config)
+        .env("VAHTI_STORE", agent.folder.path().join("store"))
+        .output()
+        .unwrap();
+    let report: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();
+    let audit = &report["emitters"][1];
+    assert_eq!((&audit["name"], &audit["state"]), (&"audit".into(), &"failing".into()));
+    assert!(audit["why"].as_str().unwrap().contains("create it"), "{audit}");
+    let before = refuse();
+    until("the plain one loses nothing", || {
+        let ledger = agent.ledger();
+        let lanes = ledger["observers"][0]["lanes"].as_array().cloned().unwrap_or_default();
+        let plain = lanes.into_iter().find(|lane| lane["emitter"] == "plain").unwrap();
+        let dropped = plain["dropped"].as_array().cloned().unwrap_or_default();
+        dropped.iter().any(|dropped| dropped["envelopes"] != 0)
+    });
+    std::fs::create_dir(&out).unwrap();
+    let after = refuse();
+    let has = |name: &str, port: u16| {
+        let text = std::fs::read_to_string(out.join(name)).unwrap_or_default();
+        text.contains(&format!("\"port\":{port}"))
+    };
+    until("it is not delivered", || {
+        has("plain", after) && has("audit", before) && has("audit", after)
+    });
+    assert!(!has("plain", before), "it was dropped, and counted");
+    agent.adds_up();
+    agent.signal(libc::SIGTERM);
+    let (code, told) = agent.ends_within(Duration::from_secs(5));
+    assert_eq!(code, Some(0));
+    assert!(told.contains("events are kept for it in the store emitter=audit"), "{told}");
+    assert!(told.contains("emitter plain: events not delivered: 1 normal at emit"), "{told}");
+}
+
+#[test]
+fn what_a_store_that_never_opened_could_not_keep_is_told_at_the_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, store) = (folder.path().join("vahti.yaml"), folder.path().join("store"));
+    std::fs::create_dir_all(store.join("lock")).unwrap();
+    let yaml = format!(
+        "limits: {{drain_deadline: 300ms}}\nstore: {{path: {}}}\nemitters:\n\
+         - {{type: file, name: audit, durable: true, path: {}/audit}}\n",
+        store.display(),
+        folder.path().display()
+    );
+    std::fs::write(&config, yaml).unwrap();
+    let arguments = ["--config", config.to_str().unwrap()];
+    let Some(mut agent) = Agent::start(&arguments, Stdio::null()) else { return };
+    let crash = Command::new("sh").args(["-c", "kill -SEGV $$"]).status().unwrap();
+    assert!(!crash.success());
+    refuse();
+    let waits = || {
+        let ledger = agent.ledger();
+        let observers = ledger["observers"].as_array().cloned().unwrap_or_default();
+        let waits = |o: &serde_json::Value| {
+            let lane = &o["lanes"][0];
+            let of = |part: &str| lane[part]["envelopes"].as_u64().unwrap_or(0);
+            lane["emitter"] == "store" && of("queued") + of("in_flight") > 0
+        };
+        observers.len() == 2 && observers.iter().all(waits)
+    };
+    until("nothing waits for the store", waits);
+    assert_eq!(agent.ledger()["store"]["open"], false);
+    agent.signal(libc::SIGTERM);
+    let (code, told) = agent.ends_within(Duration::from_secs(10));
+    assert_eq!(code, Some(0), "what was lost is told, and the end is as it was asked for");
+    let lost = told.lines().find(|line| line.contains("the store could not keep "));
+    let lost = lost.unwrap_or_else(|| panic!("{told}"));
+    assert!(lost.contains(" ERROR ") && !lost.contains("keep 0 critical"), "{lost}");
+    assert!(lost.contains(" normal events, and no durable emitter has them (audit)"), "{lost}");
+    assert!(told.contains("emitter store: events not delivered: "), "{told}");
+}
+
+#[test]
+fn the_doctor_tells_what_is_in_the_way_of_a_store_where_and_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let place = |name: &str| folder.path().join(name);
+    std::fs::create_dir_all(place("locked/lock")).unwrap();
+    std::fs::create_dir_all(place("taken/events.db")).unwrap();
+    std::fs::write(place("file"), "").unwrap();
+    std::fs::create_dir(place("disk")).unwrap();
+    // On disks of its own, which are gone with the process.
+    let on = |options: &str| {
+        let disk = place("disk");
+        let disk = disk.display();
+        format!("mount -t tmpfs -o {options} none {disk} && exec \"$@\"")
+    };
+    for (script, store, told) in [
+        (None, Path::new("/proc/x").to_owned(), "no folder can be made in /proc"),
+        (None, place("locked"), "/locked/lock is a folder"),
+        (None, place("taken"), "/taken/events.db is a folder"),
+        (None, place("file/a"), "/file is no folder, so nothing can be in it"),
+        (Some(on("ro")), place("disk"), "/disk can't be written to: Read-only file system"),
+        (Some(on("ro")), place("disk/a"), "no folder can be made in "),
+        (Some(on("size=64k")), place("disk"), "/disk can't be written to: No space left"),
+        (Some(on("nr_inodes=1")), place("disk/a"), "no folder can be made in "),
+    ] {
+        let mut command = match &script {
+            None => Command::new(BINARY),
+            Some(script) => {
+                let mut command = Command::new("unshare");
+                command.args(["-m", "sh", "-c", script, "sh", BINARY]);
+                command
+            }
+        };
+        command.args(["doctor", "--json", "--socket"]).arg(place("s")).arg("--store").arg(&store);
+        let output = command.env_remove("VAHTI_CONFIG").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        if output.status.code() == Some(77) || said.contains("unshare: ") {
+            not_run(said);
+            continue;
+        }
+        assert_eq!(output.status.code(), Some(1), "{}: {said}", store.display());
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(report["store"]["state"], "missing", "{report:#}");
+        let finding = &report["store"]["findings"][0];
+        assert!(finding["why"].as_str().unwrap().contains(told), "{finding:#}");
+        assert!(finding["remedy"].is_string(), "{finding:#}");
+    }
+}
+
+#[test]
 fn the_doctor_names_the_agent_that_writes_and_what_its_emitters_are_owed() {
     let folder = tempfile::tempdir().unwrap();
     let (config, store) = (folder.path().join("vahti.yaml"), folder.path().join("store"));
@@ -552,9 +799,10 @@ fn the_doctor_names_the_agent_that_writes_and_what_its_emitters_are_owed() {
         assert!(begun.elapsed() < Duration::from_secs(10), "it is not delivered");
         std::thread::sleep(Duration::from_millis(10));
     }
+    let socket = agent.socket();
     let report = || -> serde_json::Value {
-        let output =
-            Command::new(BINARY).args(["doctor", "--json", "--config", config]).output().unwrap();
+        let arguments = ["doctor", "--json", "--config", config, "--socket", &socket];
+        let output = Command::new(BINARY).args(arguments).output().unwrap();
         serde_json::from_slice(&output.stdout).unwrap()
     };
     let store = report()["store"].take();

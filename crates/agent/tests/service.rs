@@ -20,6 +20,8 @@ const BINARY: &str = env!("CARGO_BIN_EXE_vahti");
 struct Service {
     child: Child,
     manager: UnixDatagram,
+    /// What it told first.
+    ready: String,
     _folder: tempfile::TempDir,
 }
 
@@ -52,7 +54,7 @@ impl Service {
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut service = Service { child, manager, _folder: folder };
+        let mut service = Service { child, manager, ready: String::new(), _folder: folder };
         let begun = Instant::now();
         let first = loop {
             if let Some(told) = service.told() {
@@ -68,6 +70,7 @@ impl Service {
             assert!(begun.elapsed() < Duration::from_secs(10), "it is not ready");
         };
         assert!(first.starts_with("READY=1\nSTATUS=watching: network; emitters: "), "{first}");
+        service.ready = first;
         Some(service)
     }
 
@@ -142,6 +145,15 @@ fn what_happens_once_it_is_ready_is_seen_and_stopping_is_told() {
     assert_eq!(service.told_within(Duration::from_secs(1)), [""; 0], "nobody asked for pings");
     let told = service.terminate();
     assert_eq!(told, ["STOPPING=1\nEXTEND_TIMEOUT_USEC=10000000\nSTATUS=draining"]);
+}
+
+#[test]
+fn an_emitter_whose_folder_is_missing_is_named_when_the_rest_is_ready() {
+    let emit = ["--emit", "none", "--emit", "file=/nonexistent/folder/x"];
+    let Some(mut service) = Service::start(&emit, false, false) else { return };
+    let told = "emitters: store, none, file; failing: file (cannot open /nonexistent/folder/x: ";
+    assert!(service.ready.contains(told), "{}", service.ready);
+    service.terminate();
 }
 
 #[test]

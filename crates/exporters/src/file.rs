@@ -32,7 +32,7 @@ use crate::lines::{DEFAULT_BYTES, Lines, outcome, write_all};
 #[serde(deny_unknown_fields)]
 #[schemars(transform = describe::<FileConfig>)]
 pub struct FileConfig {
-    /// The file. Its folder must exist; it is created with mode 0640.
+    /// The file; it is created with mode 0640, its folder is not.
     pub path: PathBuf,
     /// From which size on it is rotated: 4KiB to 1024GiB.
     #[serde(default = "default_max_size")]

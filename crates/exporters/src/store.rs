@@ -11,14 +11,17 @@
 //! lock, or its transaction that was left open until the write-ahead log is
 //! beyond its share, make it fail for now: events wait in their lanes, whose policies decide
 //! what goes. A file that can't be read is set aside under a dated name and a
-//! fresh one is begun. None of it stops the agent.
+//! fresh one is begun; one that is taken away or replaced under the agent is
+//! noticed, and what was in it is counted. None of it stops the agent.
 //!
 //! What it never does: delete a file that it can't read, or write to one that a
 //! newer version left.
 
 mod books;
+mod check;
 mod folder;
 mod log;
+mod notice;
 mod reader;
 mod schema;
 mod state;
@@ -31,7 +34,8 @@ use std::collections::HashMap;
 use std::future::ready;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
@@ -46,8 +50,10 @@ use vahti_runtime::ledger::{LaneLine, Tally};
 use vahti_runtime::units::{ByteSize, HumanDuration};
 
 use self::books::{Books, OWN, Passed};
-use self::folder::{Inodes, Lock};
-use self::log::Parked;
+use self::check::Check;
+use self::folder::{Aside, Lock};
+use self::log::{Line, Parked};
+use self::notice::Sight;
 use self::writer::{Before, Ledger, Medium, Opened, Trouble, Writer};
 
 pub use self::reader::{Filter, ReadError, Reader, Row, Snapshot};
@@ -94,7 +100,9 @@ impl StoreMemory {
 
     /// What one that writes takes beside its pages: its connection, the list of
     /// rows that leave at once, and the index of the write-ahead log.
-    pub const WRITER_BYTES: usize = CONNECTION_BYTES + (1 << 20) + (128 << 10);
+    /// And what it takes to look for damage.
+    pub const WRITER_BYTES: usize =
+        2 * CONNECTION_BYTES + check::CACHE_BYTES + (1 << 20) + (128 << 10);
 }
 
 /// Pages that are kept by one that reads for an exporter.
@@ -135,7 +143,10 @@ impl Bounded for StoreConfig {
     }
 
     fn check(&self, checked: &mut Checked) {
+        let path = self.path.as_os_str().as_encoded_bytes();
         checked.filled("path", &self.path.to_string_lossy(), "the path of a folder");
+        let told = || (format!("\"{}\"", escape(path)), "a path without a NUL byte".to_owned());
+        checked.that(!path.contains(&0), "path", told);
         checked.size("max_bytes", self.max_bytes, 8 << 20, 1 << 40);
         checked.duration("max_age", self.max_age, 60_000, 3_660 * 86_400_000);
     }
@@ -192,6 +203,10 @@ struct Shared {
     view: Mutex<View>,
     /// By exporter: what was delivered and could not be noted yet.
     parked: Mutex<HashMap<String, Parked>>,
+    /// The connections that read, which are closed before the file is.
+    lines: Mutex<Vec<Weak<Line>>>,
+    /// Looks through the file, while it does.
+    checks: Mutex<Option<JoinHandle<()>>>,
     committed: watch::Sender<u64>,
 }
 
@@ -209,6 +224,22 @@ struct Inner {
     /// A batch that may have been committed, and which event is there then: the
     /// file tells, once it is open again.
     unsure: Option<(Mark, u64)>,
+    /// The files as they were after the last write.
+    sight: Option<Sight>,
+    /// Another agent may have written to the file since it was open here.
+    others_wrote: bool,
+    check: Check,
+}
+
+impl Inner {
+    /// Whether somebody else has committed to the file since it was open here.
+    fn have_others_written(&self, last_seq: u64) -> bool {
+        let is_ours = |books: &Books| {
+            last_seq <= books.last_seq()
+                || self.unsure.is_some_and(|(_, unsure)| last_seq == unsure)
+        };
+        self.others_wrote || !self.books.as_ref().is_none_or(is_ours)
+    }
 }
 
 /// What tells a batch from every other.
@@ -236,7 +267,6 @@ struct View {
     /// The file that is open, and which one since the start it is; it is the
     /// same one after it was opened anew.
     file: Option<PathBuf>,
-    inodes: Option<Inodes>,
     generation: u64,
     gap_from_ns: Option<u64>,
     set_aside: u64,
@@ -282,7 +312,6 @@ impl Store {
             in_flight: HashMap::new(),
             cursors: 0,
             file: None,
-            inodes: None,
             generation: 0,
             gap_from_ns: None,
             set_aside: 0,
@@ -295,6 +324,9 @@ impl Store {
             is_more_old: false,
             last: None,
             unsure: None,
+            sight: None,
+            others_wrote: false,
+            check: Check::new(false),
         };
         let shared = Arc::new(Shared {
             config,
@@ -305,6 +337,8 @@ impl Store {
             inner: Mutex::new(inner),
             view: Mutex::new(view),
             parked: Mutex::default(),
+            lines: Mutex::default(),
+            checks: Mutex::default(),
             committed: watch::Sender::new(0),
         });
         let mut inner = shared.lock();
@@ -329,6 +363,12 @@ impl Store {
         *current = Some(Box::new(ledger));
     }
 
+    /// Its folder.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        &self.shared.config.path
+    }
+
     /// What commits events.
     #[must_use]
     pub fn emitter(&self) -> StoreEmitter {
@@ -341,6 +381,13 @@ impl Store {
     #[must_use]
     pub fn gap_from_ns(&self) -> Option<u64> {
         self.shared.view().gap_from_ns
+    }
+
+    /// Whether a file was opened since the start, so that it is known whether
+    /// there was a gap.
+    #[must_use]
+    pub fn has_begun(&self) -> bool {
+        self.shared.view().generation > 0
     }
 
     /// The store's own account: what was committed (routed), what left
@@ -365,15 +412,28 @@ impl Store {
         }
     }
 
-    /// Notes that the agent is alive, so that a gap begins where it ended, and
-    /// lets go of what is too old. To be called every few seconds.
+    /// Notes that the agent is alive, so that a gap begins where it ended, looks
+    /// whether the files are still as it left them, and lets go of what is too
+    /// old. Tries again to open the file, where that failed at the start. To be
+    /// called every few seconds.
     pub fn tick(&self) {
         // Whoever commits is alive as well.
         let Some(mut inner) = self.shared.try_lock() else { return };
-        if let Some(lock) = &inner.lock
+        let has_begun = || self.has_begun();
+        if !has_begun()
+            && let Err(why) = self.shared.ready(&mut inner)
+        {
+            tracing::debug!(%why, "the store can't be used yet");
+        }
+        self.shared.look_closely(&mut inner);
+        // Until then the lock tells since when nothing is kept.
+        if let Some(lock) = inner.lock.as_ref().filter(|lock| has_begun() || !lock.was_left())
             && let Err(error) = lock.touch()
         {
             tracing::debug!(%error, "the store's lock can't be touched");
+        }
+        if inner.writer.is_some() && inner.check.take() {
+            check::begin(&self.shared);
         }
         let now = ClockPair::now().boot_ns;
         if !inner.is_more_old && now.saturating_sub(inner.aged_ns) < AGE_INTERVAL_NS {
@@ -384,9 +444,20 @@ impl Store {
         match result {
             Ok(is_more) => {
                 inner.is_more_old = is_more;
-                self.shared.publish(&inner);
+                self.shared.publish(&mut inner);
             }
             Err(trouble) => self.shared.note(&mut inner, trouble),
+        }
+    }
+}
+
+impl Drop for Shared {
+    /// Once it is gone nobody has its file open any more.
+    fn drop(&mut self) {
+        let checks = self.checks.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        let checks = checks.filter(|checks| checks.thread().id() != thread::current().id());
+        if checks.is_some_and(|checks| checks.join().is_err()) {
+            tracing::warn!("the look for damage has panicked");
         }
     }
 }
@@ -412,7 +483,7 @@ impl Shared {
             match self.try_lock() {
                 Some(inner) => return Some(inner),
                 None if Instant::now() >= until => return None,
-                None => std::thread::sleep(Duration::from_millis(5)),
+                None => thread::sleep(Duration::from_millis(5)),
             }
         }
     }
@@ -425,6 +496,10 @@ impl Shared {
         self.parked.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn lines(&self) -> MutexGuard<'_, Vec<Weak<Line>>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn file(&self) -> Option<(PathBuf, u64)> {
         let view = self.view();
         Some((view.file.clone()?, view.generation))
@@ -433,51 +508,51 @@ impl Shared {
     fn lock_folder(&self, inner: &mut Inner, patience: Duration) -> Result<(), StoreError> {
         folder::make(&self.config.path)?;
         inner.lock = Some(Lock::take(&self.config.path, patience)?);
+        folder::look_at_rights(&self.config.path);
         Ok(())
     }
 
-    /// Has a file open to write to.
+    /// Has a file open to write to: the one that stands in the folder.
     fn ready(&self, inner: &mut Inner) -> Result<(), String> {
+        self.hold_lock(inner)?;
+        self.look(inner, false)?;
         if inner.writer.is_some() {
             return Ok(());
         }
-        if inner.lock.is_none() {
-            self.lock_folder(inner, Duration::ZERO).map_err(|error| error.to_string())?;
-        }
         let (writer, goes_on) = match self.begin(inner) {
             Ok(begun) => begun,
-            Err(Trouble::Later(why)) => return Err(why),
+            Err(trouble @ (Trouble::Later(_) | Trouble::Gone)) => return Err(trouble.why()),
             Err(Trouble::Corrupt(why)) => {
                 self.set_aside(inner, &why)?;
                 self.begin(inner).map_err(Trouble::why)?
             }
         };
-        inner.books = None;
-        if let Some(lock) = &mut inner.lock {
-            lock.sign().map_err(|error| error.to_string())?;
+        if let Some(Err(error)) = inner.lock.as_mut().map(Lock::sign) {
+            tracing::debug!(%error, "the store's lock can't be signed");
         }
-        let inodes = Some(folder::inodes(&writer.file));
-        let mut view = self.view();
-        let its = |inodes: &Option<Inodes>| inodes.map(|inodes| inodes.file);
         let is_same = goes_on
-            && view.file.as_ref() == Some(&writer.file)
-            && its(&view.inodes) == its(&inodes);
-        // Cursors have the file and its log open. Whoever took the log away
-        // meanwhile left them one that nobody writes to.
-        if !is_same || view.inodes != inodes {
+            && !inner.have_others_written(writer.books.last_seq())
+            && inner.sight.as_ref().is_some_and(|sight| sight.is_of(&writer.file));
+        inner.books = None;
+        inner.others_wrote = false;
+        let mut view = self.view();
+        if !is_same {
             view.generation += 1;
         }
         view.file = Some(writer.file.clone());
-        view.inodes = inodes;
+        // What a cursor finds there is what this generation's accounts say.
+        view.books = writer.books.clone();
         drop(view);
         let unsure = inner.unsure.take();
         if !is_same {
             inner.last = None;
         } else if let Some((mark, last_seq)) = unsure
             && writer.books.last_seq() >= last_seq
+            && !writer.holds_another(last_seq, &mark.last.1).unwrap_or(true)
         {
             inner.last = Some(mark);
         }
+        inner.sight = None;
         inner.writer = Some(writer);
         self.publish(inner);
         Ok(())
@@ -485,7 +560,7 @@ impl Shared {
 
     /// Opens the file and notes that an agent runs; whether it is the one that
     /// was open before, with all that was in it.
-    fn begin(&self, inner: &Inner) -> Result<(Box<Writer>, bool), Trouble> {
+    fn begin(&self, inner: &mut Inner) -> Result<(Box<Writer>, bool), Trouble> {
         let mut writer = self.open_file()?;
         let Some(books) = inner.books.clone() else {
             let before = inner.lock.as_ref().map(|lock| Before {
@@ -494,10 +569,18 @@ impl Shared {
             });
             let gap = writer.begin(Some(before.unwrap_or_default()))?;
             self.view().gap_from_ns = gap;
+            inner.check = Check::new(gap.is_some());
             return Ok((writer, false));
         };
         let goes_on = take_over(&mut writer, books)?;
         writer.begin(None)?;
+        if !goes_on {
+            let lost = writer.books.own.lost().occurrences;
+            tracing::error!(
+                lost,
+                "what was in the store's file is lost, and counted as store_lost"
+            );
+        }
         Ok((writer, goes_on))
     }
 
@@ -529,15 +612,17 @@ impl Shared {
     }
 
     fn set_aside(&self, inner: &mut Inner, why: &str) -> Result<(), String> {
-        inner.writer = None;
-        let open = self.view().file.clone();
-        let file = open.unwrap_or_else(|| folder::file(&self.config.path, false));
-        let aside = folder::set_aside(&file, ClockPair::now().wall_ns)
+        let open = inner.sight.as_ref().map(|sight| sight.path().to_owned());
+        self.close(inner, true);
+        let file = open.unwrap_or_else(|| {
+            let first = folder::file(&self.config.path, false);
+            let is_newer = schema::newer_at_a_glance(&first).is_some();
+            folder::file(&self.config.path, is_newer)
+        });
+        let aside = folder::set_aside(&file, Aside::Corrupt, ClockPair::now().wall_ns)
             .map_err(|error| error.to_string())?;
-        let mut view = self.view();
-        view.file = None;
-        view.set_aside += 1;
-        drop(view);
+        inner.sight = None;
+        self.view().set_aside += 1;
         let (file, aside) = (shown(&file), shown(&aside));
         tracing::error!(%file, why, "can't be read; it is {aside} now, and a fresh one is begun");
         Ok(())
@@ -545,13 +630,23 @@ impl Shared {
 
     /// Takes note of trouble; afterwards the file is opened anew.
     fn note(&self, inner: &mut Inner, trouble: Trouble) {
-        let Some(writer) = inner.writer.take() else { return };
-        inner.books = Some(writer.books.clone());
-        drop(writer);
-        if let Trouble::Corrupt(why) = trouble
-            && let Err(error) = self.set_aside(inner, &why)
-        {
-            tracing::error!(%error, "a file that can't be read can't be set aside");
+        let Some(writer) = &inner.writer else { return };
+        match trouble {
+            Trouble::Later(_) => {
+                // Cursors keep what they have open of it.
+                inner.books = Some(writer.books.clone());
+                inner.writer = None;
+            }
+            Trouble::Gone => {
+                if let Err(error) = self.look(inner, false) {
+                    tracing::error!(%error, "a file that is gone can't be done without");
+                }
+            }
+            Trouble::Corrupt(why) => {
+                if let Err(error) = self.set_aside(inner, &why) {
+                    tracing::error!(%error, "a file that can't be read can't be set aside");
+                }
+            }
         }
     }
 
@@ -567,8 +662,9 @@ impl Shared {
         }
     }
 
-    fn publish(&self, inner: &Inner) {
+    fn publish(&self, inner: &mut Inner) {
         let Some(writer) = &inner.writer else { return };
+        inner.sight = Sight::of(writer, inner.sight.as_ref());
         let seq = writer.books.last_seq();
         self.view().books = writer.books.clone();
         if *self.committed.borrow() != seq {
@@ -599,7 +695,9 @@ impl Shared {
     ) -> Result<(), String> {
         // Once more with a fresh file, where the first can't be read.
         for _ in 0..2 {
-            self.ready(inner)?;
+            if inner.writer.is_none() {
+                self.ready(inner)?;
+            }
             let Some(writer) = &mut inner.writer else { continue };
             let result = match writer.bound_log() {
                 Ok(None) => {
@@ -607,7 +705,10 @@ impl Shared {
                     writer.commit(batch, ledger.as_deref())
                 }
                 // The file is as it should be, and stays open.
-                Ok(Some(held)) => return Err(held),
+                Ok(Some(held)) => {
+                    self.publish(inner);
+                    return Err(held);
+                }
                 Err(trouble) => Err(trouble),
             };
             let trouble = match result {
@@ -621,10 +722,10 @@ impl Shared {
             let last_seq = writer.books.last_seq() + batch.len() as u64;
             inner.unsure = mark.filter(|_| writer.is_unsure).map(|mark| (mark, last_seq));
             let is_unsure = inner.unsure.is_some();
-            let corrupt = matches!(trouble, Trouble::Corrupt(_));
+            let is_over = matches!(trouble, Trouble::Corrupt(_) | Trouble::Gone);
             let why = trouble.to_string();
             self.note(inner, trouble);
-            if corrupt {
+            if is_over {
                 continue;
             }
             if is_unsure && self.ready(inner).is_ok() && inner.last == mark {
@@ -635,25 +736,26 @@ impl Shared {
         Err("the store's file can't be read, twice in a row".to_owned())
     }
 
+    /// Whether the file is still the one that a cursor has read.
     fn settle(
         &self,
         exporter: &str,
         generation: u64,
         passed: &[(Priority, Vec<Passed>)],
         rejected: &[(u64, String, String)],
-    ) -> Result<(), String> {
+    ) -> Result<bool, String> {
         let mut inner = self.lock();
         self.ready(&mut inner)?;
         if self.view().generation != generation {
-            return Err("the store has a new file".to_owned());
+            return Ok(false);
         }
         let Some(writer) = &mut inner.writer else {
             return Err("the store is closed".to_owned());
         };
         match writer.settle(exporter, passed, rejected) {
             Ok(()) => {
-                self.publish(&inner);
-                Ok(())
+                self.publish(&mut inner);
+                Ok(true)
             }
             Err(trouble) => {
                 let why = trouble.to_string();
@@ -668,6 +770,14 @@ impl Shared {
         let Some(mut inner) = self.lock_within(END_PATIENCE) else {
             return Err("a commit has not come back".to_owned());
         };
+        if self.view().generation == 0 {
+            // Nothing was kept: whether anybody is to be told of a time before
+            // this one is for the next to find out.
+            if let Some(lock) = inner.lock.as_mut().filter(|lock| !lock.was_left()) {
+                lock.clear().map_err(|error| format!("its lock: {error}"))?;
+            }
+            return Err("it could not be opened, and nothing was kept".to_owned());
+        }
         self.ready(&mut inner)?;
         let Some(writer) = &mut inner.writer else {
             return Err("it is not open".to_owned());
@@ -690,9 +800,8 @@ fn take_over(writer: &mut Writer, books: Books) -> Result<bool, Trouble> {
         return Ok(true);
     }
     if there > 0 {
-        // Somebody took its log away, or put an older copy in its place. Its
-        // rows and what was committed do not belong together any more.
-        return Err(Trouble::Corrupt("what was committed last is not in it any more".to_owned()));
+        // Somebody took its log away, or put an older copy in its place.
+        return Err(writer::older());
     }
     writer.books = books;
     writer.books.lose_all();

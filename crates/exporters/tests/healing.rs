@@ -276,3 +276,37 @@ async fn a_store_that_hangs_is_told_and_commits_all_once_it_goes_on() {
     let ids: BTreeSet<String> = rows.iter().map(|row| row.id.clone()).collect();
     assert_eq!(ids.len() as u64, fed, "each of them once");
 }
+
+#[tokio::test]
+async fn a_folder_that_is_removed_again_and_again_costs_what_was_in_it_and_all_of_it_is_counted() {
+    let root = tempfile::tempdir().unwrap();
+    let folder = root.path().join("store");
+    let mut stage = stage(&folder).await;
+    for round in 0..8 {
+        stage.push(200);
+        if round % 2 == 0 {
+            stage.works_again().await;
+        }
+        // It may begin a fresh one just now.
+        while std::fs::remove_dir_all(&folder).is_err() {}
+        stage.push(50);
+        stage.works_again().await;
+        if round % 3 == 0 {
+            stage.store.tick();
+        }
+    }
+    until(|| stage.durable.lane_lines()[0].stored.envelopes == 0).await;
+    until(|| stage.durable.state() == EmitterState::Working).await;
+    assert_eq!(stage.store.set_aside(), 0, "nothing was damaged");
+    let fed = stage.fed;
+    let ended = stage.end().await;
+    assert_eq!(ended.own.routed.envelopes, fed);
+    let lost = ended.own.dropped_for(DropReason::StoreLost).envelopes;
+    assert!(lost >= 800, "{lost}");
+    assert_eq!(ended.own.stored.envelopes, fed - lost);
+    assert_eq!(kept(&folder), fed - lost);
+    let durable = &ended.durable;
+    let lost = durable.dropped_for(DropReason::StoreLost).envelopes;
+    assert_eq!(durable.delivered.envelopes + lost, fed);
+    assert!(ended.served >= fed - lost);
+}

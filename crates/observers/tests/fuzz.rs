@@ -1,98 +1,24 @@
-//! The fuzz targets' bodies without a fuzzer, on a stable compiler: each over
-//! inputs that are made of real ones by chance. It knows nothing of coverage;
-//! `cargo +nightly fuzz run records` does.
-//!
-//! A plain test run tries the same inputs each time; with
-//! `VAHTI_FUZZ_SECONDS=60` others, for that long a target.
+//! The fuzz targets' bodies, each over inputs that are made of real ones by
+//! chance (`fuzz/smoke.rs`).
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends so")]
 
 #[path = "../../../fuzz/bodies/container_path.rs"]
 mod container_path;
+#[path = "../../../fuzz/bodies/event_line.rs"]
+mod event_line;
+#[path = "../../../fuzz/bodies/proc.rs"]
+mod proc;
+#[path = "../../../fuzz/bodies/recording.rs"]
+mod recording;
 #[path = "../../../fuzz/bodies/records.rs"]
 mod records;
+#[path = "../../../fuzz/smoke.rs"]
+mod smoke;
 #[path = "../../../fuzz/bodies/text.rs"]
 mod text;
 
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-
-/// How many inputs a plain test run tries of each target.
-const INPUTS: u64 = 20_000;
-
-/// Longer than what a target distinguishes.
-const MAX_LEN: usize = 512;
-
-/// SplitMix64 (Steele, Lea, Flood: Fast splittable pseudorandom number
-/// generators, 2014).
-struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.next() % bound.max(1) as u64).unwrap()
-    }
-
-    fn byte(&mut self) -> u8 {
-        self.next().to_le_bytes()[7]
-    }
-
-    /// A piece of some input.
-    fn piece(&mut self, of: &[u8]) -> Vec<u8> {
-        let from = self.below(of.len() + 1);
-        let len = self.below(of.len() - from + 1);
-        of[from..from + len].to_vec()
-    }
-
-    fn change(&mut self, input: &mut Vec<u8>, seeds: &[Vec<u8>]) {
-        let at = self.below(input.len() + 1);
-        match self.below(6) {
-            0 if at < input.len() => input[at] = self.byte(),
-            1 if at < input.len() => input[at] ^= 1 << self.below(8),
-            2 => input.insert(at, self.byte()),
-            3 => input.truncate(at),
-            4 => {
-                let piece = self.piece(&input.clone());
-                input.splice(at..at, piece);
-            }
-            _ => {
-                let other = self.below(seeds.len());
-                let piece = self.piece(&seeds[other]);
-                input.splice(at..at, piece);
-            }
-        }
-        input.truncate(MAX_LEN);
-    }
-}
-
-fn seconds() -> Option<u64> {
-    std::env::var("VAHTI_FUZZ_SECONDS").ok().map(|text| text.parse().expect("whole seconds"))
-}
-
-/// Tries inputs that are made of `seeds`; an input that makes the target panic
-/// is printed, so that it can become a test.
-fn try_inputs(target: fn(&[u8]), seeds: &[Vec<u8>]) {
-    let begun = Instant::now();
-    let time = seconds().map(Duration::from_secs);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    let mut chance = Chance(if time.is_some() { now.as_nanos() as u64 } else { 1 });
-    let mut tried = 0;
-    while time.map_or(tried < INPUTS, |time| begun.elapsed() < time) {
-        let mut input = seeds[chance.below(seeds.len())].clone();
-        for _ in 0..chance.below(8) {
-            chance.change(&mut input, seeds);
-        }
-        let result = std::panic::catch_unwind(|| target(&input));
-        assert!(result.is_ok(), "after {tried} others, this input: {input:02x?}");
-        tried += 1;
-    }
-}
+use smoke::try_inputs;
 
 #[test]
 fn any_cgroup_path_is_classified() {
@@ -112,7 +38,11 @@ fn any_record_is_an_event_or_malformed() {
 
 #[test]
 fn any_text_is_shown_without_harm_and_without_loss() {
-    let texts: [&[u8]; 8] = [
+    let texts: [&[u8]; 12] = [
+        b"2023-11-14T22:13:20.000000005Z",
+        b"01M81PH5ZWY7DYPJYS6BM8GEQB",
+        b"4bf92f3577b34da6a3ce929d0e0e4736",
+        b"00f067aa0ba902b7",
         b"500ms",
         b"16 GiB",
         b"18446744073709551615d",
@@ -123,4 +53,38 @@ fn any_text_is_shown_without_harm_and_without_loss() {
         b"",
     ];
     try_inputs(text::run, &texts.map(<[u8]>::to_vec));
+}
+
+#[test]
+fn any_line_is_an_event_that_is_written_as_it_was_read_or_an_error() {
+    // One of the real lines, and what to change in it.
+    let real = (0..9).map(|which| vec![which]);
+    // None of them: what follows is the line.
+    let golden = include_str!("../../runtime/src/event/json/decode/golden.jsonl");
+    let whole = golden.lines().map(|line| [&[255], line.as_bytes()].concat());
+    try_inputs(event_line::run, &real.chain(whole).collect::<Vec<_>>());
+}
+
+#[test]
+fn any_recording_is_read_as_it_was_written_or_refused() {
+    let real = include_str!("fixtures/network.rec");
+    let lines: Vec<&str> = real.lines().collect();
+    let short = lines[..8].join("\n");
+    // Records are long: what an input holds of one is cut.
+    let made = "kernel 1 2 3 4 00ff\ntick 18446744073709551615 2 3 4 \nfact 1 2 3 4 0f\n";
+    let header = lines[..6].join("\n");
+    try_inputs(recording::run, &[short.into(), format!("{header}\n{made}").into(), made.into()]);
+}
+
+#[test]
+fn any_file_of_proc_is_understood_or_nothing() {
+    let files: [&[u8]; 5] = [
+        b"#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpu\t1\t5\t1\nmemory\t4\t9\t1\n",
+        b"Name:\tx\nCapEff:\t000000c000000000\nSeccomp:\t2\n",
+        b"CapEff:\tffffffffffffffffff\n",
+        b"6.12.107+deb13-cloud-amd64\n",
+        b"",
+    ];
+    try_inputs(proc::run, &files.map(<[u8]>::to_vec));
+    proc::clean_up();
 }

@@ -71,7 +71,8 @@ pub enum EmitterState {
     Ended,
 }
 
-/// A call that takes longer than this is told as a failing emitter.
+/// A call that takes longer than this, or a log that does not answer for so
+/// long, is told as a failing emitter.
 const STALLED: Duration = Duration::from_secs(5);
 
 struct Shared {
@@ -221,6 +222,14 @@ impl EmitterHandle {
     /// How it does.
     #[must_use]
     pub fn state(&self) -> EmitterState {
+        if let Some(waits) = self.shared.seat.waits_for_log()
+            && waits >= STALLED.min(self.shared.call_limit())
+        {
+            let seconds = waits.as_secs();
+            return EmitterState::Failing(format!(
+                "has been waiting for the store for {seconds} s"
+            ));
+        }
         if let Some(busy) = self.shared.seat.busy_for()
             && busy >= STALLED
         {
@@ -228,6 +237,15 @@ impl EmitterHandle {
             return EmitterState::Failing(format!("has been sending a batch for {seconds} s"));
         }
         self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Says that it fails before it was handed anything, as whoever made it knows.
+    /// The first batch that arrives says otherwise.
+    pub fn begins_failing(&self, why: String) {
+        let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if *state == EmitterState::Working {
+            *state = EmitterState::Failing(why);
+        }
     }
 
     /// How often it panicked and was made anew.
@@ -283,6 +301,13 @@ impl EmitterHandle {
 }
 
 impl Shared {
+    /// After how long a call is taken over. One that waits without blocking its
+    /// thread ends by its own timer first.
+    fn call_limit(&self) -> Duration {
+        let timeout = self.parts.config.emit_timeout;
+        timeout + timeout / 4
+    }
+
     fn lock_lanes(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Lane>>> {
         self.lanes.lock().unwrap_or_else(PoisonError::into_inner)
     }

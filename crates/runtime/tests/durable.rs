@@ -24,6 +24,8 @@ use vahti_runtime::ledger::{DurableCounts, LaneLine, Tally};
 enum Trouble {
     Fails,
     Panics,
+    /// Until the log's gate is opened.
+    Hangs,
 }
 
 #[derive(Default)]
@@ -43,6 +45,7 @@ struct Entries {
 #[derive(Clone, Default)]
 struct Log {
     entries: Arc<Mutex<Entries>>,
+    gate: Arc<Gate>,
     committed: Arc<watch::Sender<u64>>,
 }
 
@@ -79,19 +82,26 @@ impl Log {
     }
 }
 
-fn meet(trouble: &mut VecDeque<Trouble>) -> Result<(), LogError> {
-    match trouble.pop_front() {
-        None => Ok(()),
-        Some(Trouble::Fails) => Err(LogError("the log fails on purpose".to_owned())),
-        Some(Trouble::Panics) => panic!("the log panics on purpose"),
+type Troubles = VecDeque<Trouble>;
+
+impl Log {
+    /// Its accounts can be read while it hangs.
+    fn meet(&self, of: fn(&mut Entries) -> &mut Troubles) -> Result<(), LogError> {
+        let trouble = of(&mut self.lock()).pop_front();
+        match trouble {
+            None => {}
+            Some(Trouble::Fails) => return Err(LogError("the log fails on purpose".to_owned())),
+            Some(Trouble::Panics) => panic!("the log panics on purpose"),
+            Some(Trouble::Hangs) => self.gate.wait(),
+        }
+        Ok(())
     }
 }
 
 impl DurableLog for Log {
     fn cursor(&self, _: &str) -> Result<Box<dyn DurableCursor>, LogError> {
-        let mut entries = self.lock();
-        entries.cursors += 1;
-        meet(&mut entries.open)?;
+        self.lock().cursors += 1;
+        self.meet(|entries| &mut entries.open)?;
         Ok(Box::new(self.clone()))
     }
 
@@ -119,8 +129,8 @@ impl DurableLog for Log {
 
 impl DurableCursor for Log {
     fn read(&mut self, limit: usize) -> Result<Vec<Owed>, LogError> {
+        self.meet(|entries| &mut entries.read)?;
         let mut entries = self.lock();
-        meet(&mut entries.read)?;
         let open = |priority| {
             let entries = &entries;
             let all = entries.events.iter();
@@ -138,8 +148,8 @@ impl DurableCursor for Log {
     }
 
     fn settle(&mut self, settled: Vec<Settled>) -> Result<(), LogError> {
+        self.meet(|entries| &mut entries.settle)?;
         let mut entries = self.lock();
-        meet(&mut entries.settle)?;
         entries.in_flight.clear();
         for Settled { seq, rejected } in settled {
             if entries.settled.insert(seq, rejected).is_some() {
@@ -569,6 +579,66 @@ async fn a_log_that_fails_or_panics_is_asked_again() {
         assert_eq!((emitter.panics(), wire.made()), (0, 1), "it is not the emitter's fault");
         assert_exact(&emitter);
     }
+}
+
+#[tokio::test]
+async fn a_log_that_failed_while_nothing_was_owed_has_the_emitter_fail_no_longer_than_that() {
+    let log = Log::default();
+    log.lock().read.extend([Trouble::Fails; 2]);
+    let wire = Wire::new(|_| None);
+    let emitter = wire.start(&log);
+    until(|| matches!(emitter.state(), EmitterState::Failing(_))).await;
+    until(|| emitter.state() == EmitterState::Working).await;
+    assert!(log.lock().read.is_empty(), "not before it could be read");
+    assert_eq!(wire.tries(), 0);
+}
+
+#[tokio::test]
+async fn a_log_that_does_not_answer_is_told_and_in_the_end_the_emitter_is_stuck() {
+    for while_settling in [false, true] {
+        let log = Log::default();
+        let hangs = VecDeque::from([Trouble::Hangs]);
+        if while_settling {
+            log.lock().settle = hangs;
+        } else {
+            log.lock().read = hangs;
+        }
+        log.commit(1..=20);
+        let wire = Wire::new(|_| None);
+        let limit = Duration::from_millis(100);
+        let config = EmitterConfig { emit_timeout: limit, ..EmitterConfig::default() };
+        let begun = Instant::now();
+        let emitter = wire.start_with(&log, config);
+        let watcher = tokio::spawn(emitter.supervise());
+        let told = |state| matches!(state, EmitterState::Failing(why) if why.contains("the store"));
+        until(|| told(emitter.state())).await;
+        assert!(!emitter.is_stuck(), "not at once");
+        until(|| emitter.is_stuck()).await;
+        assert!(begun.elapsed() >= 5 * limit, "not before calls that never return would be");
+        assert_eq!(emitter.taken_over(), 0, "a fresh one would wait for the same log");
+        assert_exact(&emitter);
+        log.gate.open();
+        until(|| log.is_settled()).await;
+        until(|| !emitter.is_stuck() && emitter.state() == EmitterState::Working).await;
+        assert_eq!(wire.delivered().len(), 20, "once");
+        assert_exact(&emitter);
+        assert!(end_within(&emitter, Duration::from_secs(5)).await);
+        watcher.await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_does_not_answer_does_not_hold_up_a_shutdown() {
+    let log = Log::default();
+    log.lock().read.push_back(Trouble::Hangs);
+    log.commit([1]);
+    let emitter = Wire::new(|_| None).start(&log);
+    until(|| log.lock().read.is_empty()).await;
+    let begun = Instant::now();
+    assert!(!end_within(&emitter, Duration::from_millis(100)).await, "it is left behind");
+    assert!(begun.elapsed() < Duration::from_secs(2));
+    assert_eq!(assert_exact(&emitter).stored.envelopes, 1);
+    log.gate.open();
 }
 
 #[tokio::test]

@@ -1,4 +1,8 @@
 //! Every emitter is offered ten times what it takes.
+//!
+//! No machine makes ten times what a file takes. So it is measured what is
+//! made, and the other side takes a tenth of that: it is told again and again
+//! how much it may have taken by now, less by how far it ever went beyond that.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -17,9 +21,11 @@ use super::slow::{self, Allowance, Disk};
 use super::{figure, rounds};
 
 /// Crashes a second, and refused connects: more than two cores make.
-const LOAD: (u64, u64) = (300, 40_000);
-/// How many times more is offered than taken.
+const LOAD: (u64, u64) = (250, 40_000);
+/// How many times more is offered than taken, at least; a little more is aimed
+/// at.
 const TIMES: u64 = 10;
+const AIM: u64 = 11;
 
 /// What takes events, and is slow; the first is not.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -83,51 +89,125 @@ fn all_lanes(ledger: &Value) -> impl Iterator<Item = &Value> {
     of_observers.chain(members(&ledger["store"]["lanes"]))
 }
 
-/// All emitters in turn; an error names all that does not hold.
-pub(super) fn run(folder: &Path, time: Duration) -> Result<(), String> {
+/// What became of one emitter, as the table shows it.
+#[derive(Default)]
+struct Row {
+    offered: f64,
+    taken: f64,
+    peak: u64,
+    differences: u64,
+    /// Critical events that came to it, and that it took.
+    critical: [u64; 2],
+    critical_dropped: u64,
+    normal_dropped: u64,
+}
+
+impl Row {
+    fn times(&self) -> f64 {
+        self.offered / self.taken.max(0.001)
+    }
+
+    fn print(&self, case: Case) {
+        let [made, delivered] = self.critical;
+        println!(
+            "  {:14} {:>9.0} {:>9.0} {:>7.1} {:>5} of {} {:>7} {:>9} {:>9} {:>8} {:>11}",
+            case.name(),
+            self.offered,
+            self.taken,
+            self.times(),
+            self.peak >> 20,
+            BAR >> 20,
+            self.differences,
+            made,
+            delivered,
+            self.critical_dropped,
+            self.normal_dropped,
+        );
+    }
+
+    fn print_head() {
+        println!(
+            "  {:14} {:>9} {:>9} {:>7} {:>11} {:>7} {:>9} {:>9} {:>8} {:>11}",
+            "emitter",
+            "offered/s",
+            "taken/s",
+            "times",
+            "peak, MiB",
+            "off by",
+            "critical",
+            "delivered",
+            "dropped",
+            "n. dropped"
+        );
+    }
+}
+
+/// What an agent may have in memory: its budget and a fifth.
+const BAR: u64 = BUDGET / 5 * 6;
+
+/// All emitters in turn; an error names all that does not hold. In CI an
+/// emitter whose slow disk can't be made is left out, and named.
+pub(super) fn run(folder: &Path, time: Duration, in_ci: bool) -> Result<(), String> {
     println!("crash overload: {} s for each emitter", time.as_secs());
-    let mut wrong = Vec::new();
+    let (mut wrong, mut rows) = (Vec::new(), Vec::new());
     for case in Case::ALL {
         println!("{}", case.name());
         let place = Place::new(&folder.join(case.name().replace(' ', "-")));
         fs::create_dir_all(&place.folder).map_err(|e| e.to_string())?;
-        match overload(&place, case, time) {
-            Ok(found) => wrong.extend(found.iter().map(|what| format!("{}: {what}", case.name()))),
+        let disk = match disk(&place, case) {
+            Err(why) if in_ci => {
+                eprintln!("not run: crash overload of {}: {why}", case.name());
+                continue;
+            }
+            disk => disk?,
+        };
+        match overload(&place, case, disk, time) {
+            Ok((row, found)) => {
+                wrong.extend(found.iter().map(|what| format!("{}: {what}", case.name())));
+                rows.push((case, row));
+            }
             Err(error) => wrong.push(format!("{}: {error}", case.name())),
         }
     }
+    Row::print_head();
+    rows.iter().for_each(|(case, row)| row.print(*case));
     if wrong.is_empty() { Ok(()) } else { Err(wrong.join("\n")) }
 }
 
-fn overload(place: &Place, case: Case, time: Duration) -> Result<Vec<String>, String> {
+fn disk(place: &Place, case: Case) -> Result<Option<Disk>, String> {
+    if !matches!(case, Case::File | Case::Durable) {
+        return Ok(None);
+    }
+    Disk::mount(&place.folder.join("disk"), &place.folder.join("out")).map(Some)
+}
+
+fn overload(
+    place: &Place,
+    case: Case,
+    disk: Option<Disk>,
+    time: Duration,
+) -> Result<(Row, Vec<String>), String> {
     place.configure_as(&case.configuration(place))?;
-    let disk = match case {
-        Case::File | Case::Durable => {
-            let at = place.folder.join("out");
-            Some(Disk::mount(&place.folder.join("disk"), &at)?)
-        }
-        _ => None,
-    };
     let allowance = Allowance::default();
     let (reader, writer) = std::io::pipe().map_err(|e| e.to_string())?;
     let stdout = if case == Case::Stdout { Stdio::from(writer) } else { Stdio::null() };
     let mut agent = Agent::start_writing_to(place, stdout)?;
     agent.watches()?;
-    let mut wrong = std::thread::scope(|scope| {
+    let (row, mut wrong) = std::thread::scope(|scope| {
         let slow = scope.spawn(|| match (case, &disk) {
             (Case::Stdout, _) => slow::read(reader, &allowance),
             (Case::Store, _) => slow::lock_out(&place.database(), &allowance),
             (_, Some(disk)) => disk.slow_down(&allowance),
             (_, None) => Ok(()),
         });
-        let measured = measure(place, case, time, &allowance, &agent);
+        let measured = measure(place, case, time, &allowance);
         // Also after an error: the thread ends, the disk thaws.
         allowance.lift();
-        let wrong = measured.and_then(|()| conclude(place, case, &agent));
+        let concluded = measured.and_then(|row| conclude(place, case, &agent, row));
         agent.signal(libc::SIGTERM);
         agent.reap()?;
         slow.join().map_err(|_| "what slows it down panicked")??;
-        wrong
+        concluded
     })?;
     if case == Case::Durable {
         let mut proof = Proof::of(place)?;
@@ -135,7 +215,7 @@ fn overload(place: &Place, case: Case, time: Duration) -> Result<Vec<String>, St
         proof.check_accounts(place, true)?;
         wrong.extend(proof.conclude().err());
     }
-    Ok(wrong)
+    Ok((row, wrong))
 }
 
 /// Has it overloaded for so long.
@@ -144,39 +224,39 @@ fn measure(
     case: Case,
     time: Duration,
     allowance: &Allowance,
-    agent: &Agent,
-) -> Result<(), String> {
+) -> Result<Row, String> {
     let load = Load::start(LOAD.0, LOAD.1)?;
     let begun = Instant::now();
     let mut ledger = Value::Null;
-    while begun.elapsed() < time {
-        sleep(Duration::from_millis(250));
+    // What it may have taken, and how far beyond that it ever was: a batch.
+    let (mut allowed, mut beyond) = (0, 0);
+    let mut is_enough = false;
+    // Where little is made, it takes longer until a batch is less than a tenth.
+    while begun.elapsed() < time || (!is_enough && begun.elapsed() < 6 * time) {
+        sleep(Duration::from_millis(100));
         ledger = place.ledger();
         if ledger.is_null() {
             return Err("the agent does not answer".to_owned());
         }
-        allowance.set(total(case.lanes(&ledger), "routed") / TIMES);
+        let [offered, taken] = ["routed", "delivered"].map(|part| total(case.lanes(&ledger), part));
+        is_enough = case == Case::None || (taken > 0 && offered >= taken * TIMES);
+        beyond = taken.saturating_sub(allowed).max(beyond);
+        allowed = (offered / AIM).saturating_sub(beyond).max(allowed);
+        allowance.set(allowed);
     }
     let seconds = begun.elapsed().as_secs_f64();
     drop(load);
     let rate = |name| total(case.lanes(&ledger), name) as f64 / seconds;
-    let (offered, taken) = (rate("routed"), rate("delivered"));
-    let ratio = offered / taken.max(0.001);
-    figure("offered", format!("{offered:.0}/s"));
-    figure("taken", format!("{taken:.0}/s, one of {ratio:.1}"));
-    let (now, peak) = agent.rss();
-    figure(
-        "resident memory at the end of it, peak",
-        format!("{} MiB, {} MiB", now >> 20, peak >> 20),
-    );
-    if case != Case::None && ratio < TIMES as f64 * 0.8 {
-        return Err(format!("it took one of {ratio:.1}, which is no overload"));
-    }
-    Ok(())
+    Ok(Row { offered: rate("routed"), taken: rate("delivered"), ..Row::default() })
 }
 
 /// Lets it deliver what waits, then looks at its accounts and its memory.
-fn conclude(place: &Place, case: Case, agent: &Agent) -> Result<Vec<String>, String> {
+fn conclude(
+    place: &Place,
+    case: Case,
+    agent: &Agent,
+    mut row: Row,
+) -> Result<(Row, Vec<String>), String> {
     let begun = Instant::now();
     loop {
         let ledger = place.ledger();
@@ -197,21 +277,39 @@ fn conclude(place: &Place, case: Case, agent: &Agent) -> Result<Vec<String>, Str
     for (reason, events) in drops(all_lanes(&ledger)) {
         figure(&format!("  dropped: {reason}"), events);
     }
-    figure("differences in the ledger", differences(&ledger));
-    let (_, peak) = agent.rss();
-    let bar = BUDGET / 5 * 6;
-    let met = if peak <= bar { "met" } else { "NOT met" };
-    figure(
-        "peak of resident memory",
-        format!("{} MiB (bar: {} MiB, {met})", peak >> 20, bar >> 20),
-    );
-    Ok(what_is_wrong(case, &ledger, peak))
+    row.differences = differences(&ledger);
+    row.peak = agent.rss().1;
+    row.critical = criticals(place, case, &ledger)?;
+    let dropped = |priority: &str| {
+        let all = drops(all_lanes(&ledger)).into_iter();
+        all.filter(|(why, _)| why.starts_with(priority)).map(|(_, events)| events).sum()
+    };
+    (row.critical_dropped, row.normal_dropped) = (dropped("critical"), dropped("normal"));
+    let mut wrong = what_is_wrong(case, &ledger, row.peak);
+    if case != Case::None && row.times() < TIMES as f64 {
+        wrong.push(format!("it took one of {:.1}, which is no overload", row.times()));
+    }
+    Ok((row, wrong))
+}
+
+/// Critical events that came to what is slow, and that it took. Ends are the
+/// other observer's, and all of them critical.
+fn criticals(place: &Place, case: Case, ledger: &Value) -> Result<[u64; 2], String> {
+    if case != Case::Durable {
+        let lanes = || case.lanes(ledger).filter(|lane| lane["observer"] == "container");
+        return Ok([total(lanes(), "routed"), total(lanes(), "delivered")]);
+    }
+    let file = rusqlite::Connection::open(place.database()).map_err(|e| e.to_string())?;
+    let sql = "SELECT routed_envelopes, delivered_envelopes FROM accounts
+               WHERE name = 'file' AND priority = 'critical'";
+    let row = file.query_row(sql, [], |row| Ok([row.get::<_, i64>(0)?, row.get(1)?]));
+    row.map(|row| row.map(i64::cast_unsigned)).map_err(|e| e.to_string())
 }
 
 /// What of the bars does not hold.
 fn what_is_wrong(case: Case, ledger: &Value, peak: u64) -> Vec<String> {
     let mut wrong = Vec::new();
-    if peak > BUDGET / 5 * 6 {
+    if peak > BAR {
         wrong.push(format!("{} MiB are more than the budget and a fifth", peak >> 20));
     }
     let differences = differences(ledger);

@@ -4,10 +4,12 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use serde::Serialize;
+use serde_json::Value;
 use vahti_exporters::store::{Contents, Owes, ReadError, State};
 use vahti_runtime::clock::rfc3339;
 use vahti_runtime::event::{escape, escape_text};
 
+use super::folder::{self, Obstacle};
 use crate::config::Config;
 use crate::store_path;
 use crate::table::{grouped, wrap};
@@ -79,6 +81,9 @@ pub(crate) struct StoreReport {
     /// The process that writes to it.
     #[serde(skip_serializing_if = "Option::is_none")]
     agent: Option<u32>,
+    /// It would, and could not open it yet.
+    #[serde(skip)]
+    is_closed: bool,
     events: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     oldest: Option<String>,
@@ -89,8 +94,9 @@ pub(crate) struct StoreReport {
     findings: Vec<Finding>,
 }
 
-/// Looks at the store that an agent with this configuration has.
-pub(crate) fn report(config: &Config) -> StoreReport {
+/// Looks at the store that an agent with this configuration has. `ledger` is
+/// what an agent that runs here answers, if one does.
+pub(crate) fn report(config: &Config, ledger: Option<&Value>) -> StoreReport {
     let mut report = StoreReport {
         state: StoreState::Works,
         path: None,
@@ -98,6 +104,7 @@ pub(crate) fn report(config: &Config) -> StoreReport {
         mode: None,
         bytes: 0,
         agent: None,
+        is_closed: false,
         events: 0,
         oldest: None,
         newest: None,
@@ -118,22 +125,33 @@ pub(crate) fn report(config: &Config) -> StoreReport {
         return report;
     };
     report.path = Some(shown(&path));
+    let its = ledger.filter(|ledger| ledger["store"]["path"] == store_path::shown(&path));
+    let is_in_use = its.is_some_and(|ledger| ledger["store"]["open"] == true);
+    let obstacles = folder::obstacles(&path, is_in_use);
+    let is_readable = obstacles.iter().all(|obstacle| !obstacle.in_place_of_a_file);
+    let is_free = obstacles.is_empty();
+    for Obstacle { why, remedy, .. } in obstacles {
+        report.find(StoreState::Missing, why, Some(remedy));
+    }
+    if let Some(ledger) = its {
+        report.ask(ledger);
+    }
+    if !is_readable {
+        // Whoever opened a pipe would wait for its other end.
+        return report;
+    }
     match State::of(&path) {
-        Ok(state) => report.examine(&path, state),
-        Err(error) if error.kind() == ErrorKind::NotFound && store_path::may_write(&path) => {}
-        Err(error) => {
-            let remedy = match error.kind() {
-                ErrorKind::NotFound => "make it, with mode 0700, or set another store.path",
-                ErrorKind::NotADirectory => "set store.path to a folder",
-                _ => "ask as root, or as the user whose agent writes it",
-            };
+        Ok(state) => report.examine(&path, state, is_free),
+        Err(error) if error.kind() != ErrorKind::NotFound && is_free => {
+            let remedy = "ask as root, or as the user whose agent writes it";
             report.find(StoreState::Missing, error.to_string(), Some(remedy.to_owned()));
         }
+        Err(_) => {}
     }
     report
 }
 
-fn shown(path: &Path) -> String {
+pub(super) fn shown(path: &Path) -> String {
     escape(path.as_os_str().as_encoded_bytes()).into_owned()
 }
 
@@ -144,6 +162,15 @@ fn saving(file: &str) -> String {
         "save what can be read: sqlite3 '{file}' 'SELECT event FROM events ORDER BY seq' > \
          saved.jsonl, and with DESC what lies behind the damage"
     )
+}
+
+/// Whether SQLite says that the file is not what it should be, and not that it
+/// can't get at it.
+fn is_damage(error: &impl std::fmt::Display) -> bool {
+    let said = error.to_string();
+    ["not a database", "malformed", "no such table", "no such column"]
+        .iter()
+        .any(|damage| said.contains(damage))
 }
 
 /// In the unit that people would choose.
@@ -162,34 +189,42 @@ impl StoreReport {
         self.findings.push(Finding { state, why, remedy });
     }
 
-    fn examine(&mut self, path: &Path, state: State) {
+    /// What an agent says of this store that has it, or would if it could.
+    fn ask(&mut self, ledger: &Value) {
+        self.agent = ledger["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+        let own = ledger["emitters"].as_array().into_iter().flatten();
+        let own = own.filter(|emitter| emitter["name"] == "store" && emitter["state"] == "failing");
+        let why = own.filter_map(|emitter| emitter["why"].as_str()).next();
+        let why = match (why, &ledger["store"]["open"]) {
+            (Some(why), open) => {
+                self.is_closed = *open == false;
+                format!("the agent can't commit to it: {why}")
+            }
+            (None, Value::Bool(false)) => {
+                self.is_closed = true;
+                "the agent could not open it yet".to_owned()
+            }
+            _ => return,
+        };
+        let remedy = "see to that, and the agent goes on by itself: events wait in memory until \
+                      then, and `vahti ledger` counts those that find no room"
+            .to_owned();
+        self.find(StoreState::Missing, why, Some(remedy));
+    }
+
+    /// What is there; `is_free` if nothing is in the way of a store.
+    fn examine(&mut self, path: &Path, state: State, is_free: bool) {
         self.mode = Some(format!("{:04o}", state.mode));
         self.bytes = state.bytes;
-        self.agent = state.agent;
-        // Another user's agent may write where we may not.
-        if let Some(error) = state.not_writable.filter(|_| state.agent.is_none()) {
-            let remedy = if error.kind() == ErrorKind::ReadOnlyFilesystem {
-                "mount it to be written to, or set another store.path"
-            } else {
-                "have the agent's user own it, or set another store.path"
-            };
-            let why = format!("it can't be written to: {error}");
-            self.find(StoreState::Missing, why, Some(remedy.to_owned()));
-        }
-        if state.mode & 0o077 != 0 {
+        self.agent = state.agent.or(self.agent);
+        if state.mode & 0o077 != 0 && is_free {
             let why = format!("others may enter it (mode {:04o})", state.mode);
             let remedy = format!("chmod 0700 {}", shown(path));
             self.find(StoreState::Degraded, why, Some(remedy));
         }
-        for name in ["events.db", "lock"] {
-            let file = path.join(name);
-            if file.is_symlink() {
-                let why = format!("{} is a symbolic link, which an agent refuses", shown(&file));
-                let remedy = "remove it; to move the store, set store.path";
-                self.find(StoreState::Missing, why, Some(remedy.to_owned()));
-            }
+        if is_free {
+            self.look_at_room(state.free_bytes);
         }
-        self.look_at_room(state.free_bytes);
         if let Some((file, version)) = &state.newer {
             let why = format!(
                 "{} is of a newer vahti (schema {version}); it is left as it is, and this one \
@@ -202,6 +237,9 @@ impl StoreReport {
         match state.contents {
             None => {}
             Some(Ok(contents)) => self.look_into(contents, state.agent),
+            // What is in the way was told, and SQLite says no more than that.
+            Some(Err(ReadError::Sqlite { error, .. }))
+                if self.state == StoreState::Missing && !is_damage(&error) => {}
             Some(Err(error)) => self.look_at(path, &error),
         }
         for (file, bytes) in state.set_aside {
@@ -241,10 +279,11 @@ impl StoreReport {
         let file = shown(&contents.file);
         if let Some(said) = contents.damage {
             let why = format!("{file} is damaged: {}", said.replace('\n', " "));
-            let remedy = format!(
-                "stop the agent; {}; rm -f '{file}' '{file}-wal' '{file}-shm'; start it",
-                saving(&file)
-            );
+            let anew = format!("{}; rm -f '{file}' '{file}-wal' '{file}-shm'", saving(&file));
+            let remedy = match agent {
+                Some(_) => format!("stop the agent; {anew}; start it"),
+                None => format!("before the agent is started: {anew}"),
+            };
             self.find(StoreState::Degraded, why, Some(remedy));
         }
         if !contents.checked {
@@ -284,16 +323,26 @@ impl StoreReport {
 
     /// A file that can't be read.
     fn look_at(&mut self, folder: &Path, error: &ReadError) {
-        let folder = shown(folder);
+        let save = saving(&format!("{}/events.db", shown(folder)));
+        // One that runs has it open, and comes upon the damage only where that is.
+        let (sets_aside, sets_foreign_aside) = match self.agent {
+            Some(_) => (
+                "restart the agent: it sets aside what it can't read and begins a fresh file",
+                "restart the agent: it sets this aside and begins its own. If it is yours, move it",
+            ),
+            None => (
+                "nothing: `vahti run` sets aside what it can't read and begins a fresh file",
+                "nothing: `vahti run` sets it aside and begins its own. If it is yours, move it",
+            ),
+        };
         let (state, remedy) = match error {
             ReadError::Newer { .. } | ReadError::Missing(_) => {
                 (StoreState::Missing, "run that version, or set another store.path".to_owned())
             }
-            ReadError::Foreign(_) => (
-                StoreState::Degraded,
-                "nothing: `vahti run` sets it aside and begins its own. If it is yours, move it"
-                    .to_owned(),
-            ),
+            ReadError::Foreign(_) => (StoreState::Degraded, sets_foreign_aside.to_owned()),
+            ReadError::Sqlite { error, .. } if is_damage(error) => {
+                (StoreState::Degraded, format!("{sets_aside}. Before that, {save}"))
+            }
             ReadError::Sqlite { .. } if error.to_string().contains("unable to open") => (
                 StoreState::Degraded,
                 "SQLite has to write beside it, also to read: copy events.db* elsewhere and look \
@@ -302,11 +351,9 @@ impl StoreReport {
             ),
             ReadError::Sqlite { .. } => (
                 StoreState::Degraded,
-                format!(
-                    "nothing: `vahti run` sets aside what it can't read and begins a fresh file. \
-                     Before that, {}",
-                    saving(&format!("{folder}/events.db"))
-                ),
+                "see to that; if it stays, the journal of the kernel (`dmesg`) may tell more of \
+                 the disk"
+                    .to_owned(),
             ),
         };
         self.find(state, error.to_string(), Some(remedy));
@@ -332,6 +379,9 @@ impl StoreReport {
         }
         note(out, "has", &has);
         match self.agent {
+            Some(pid) if self.is_closed => {
+                note(out, "agent", &format!("pid {pid} would write to it"));
+            }
             Some(0) => note(out, "agent", "one writes to it"),
             Some(pid) => note(out, "agent", &format!("pid {pid} writes to it")),
             None => note(out, "agent", "none writes to it now"),
@@ -360,6 +410,7 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
     use std::time::Duration;
 
+    use serde_json::json;
     use vahti_exporters::store::{Store, StoreConfig};
 
     use super::*;
@@ -367,7 +418,7 @@ mod tests {
     fn look(folder: &Path) -> (StoreReport, String) {
         let mut config = Config::default();
         config.store.path = Some(folder.to_owned());
-        let report = report(&config);
+        let report = report(&config, None);
         let mut text = String::new();
         report.write(&mut text, 80);
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
@@ -414,13 +465,52 @@ mod tests {
     }
 
     #[test]
+    fn what_an_agent_says_of_its_store_is_told_and_damage_has_it_restarted() {
+        let folder = folder();
+        fs::write(folder.path().join("events.db"), "no database").unwrap();
+        let mut config = Config::default();
+        config.store.path = Some(folder.path().to_owned());
+        let look = |open: bool, emitters: Value| {
+            let path = store_path::shown(folder.path());
+            let store = json!({"path": path, "open": open});
+            let ledger = json!({"pid": 7, "store": store, "emitters": emitters});
+            let report = report(&config, Some(&ledger));
+            let mut text = String::new();
+            report.write(&mut text, 80);
+            (report.state, text.split_whitespace().collect::<Vec<_>>().join(" "))
+        };
+        let failing = json!([{"name": "store", "state": "failing", "why": "the disk is full"}]);
+        let (state, text) = look(true, failing);
+        assert_eq!(state, StoreState::Missing);
+        assert!(text.contains("the agent can't commit to it: the disk is full do: see"), "{text}");
+        let (state, text) = look(false, json!([]));
+        assert_eq!(state, StoreState::Missing);
+        assert!(
+            text.contains("pid 7 would write to it why: the agent could not open it"),
+            "{text}"
+        );
+        let (state, text) = look(true, json!([]));
+        assert_eq!(state, StoreState::Degraded);
+        assert!(text.contains("do: restart the agent: it sets aside"), "{text}");
+    }
+
+    #[test]
+    fn a_pipe_in_place_of_the_file_is_not_waited_for() {
+        let folder = folder();
+        let pipe = folder.path().join("events.db");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+        assert_eq!(look(folder.path()).0.state, StoreState::Missing);
+    }
+
+    #[test]
     fn a_link_in_place_of_the_file_is_refused() {
         let folder = folder();
         std::os::unix::fs::symlink("/dev/null", folder.path().join("events.db")).unwrap();
         let (report, text) = look(folder.path());
         assert_eq!(report.state, StoreState::Missing);
         assert!(
-            text.contains("is a symbolic link, which an agent refuses do: remove it"),
+            text.contains("is a symbolic link, which an agent refuses: no store can"),
             "{text}"
         );
     }

@@ -160,17 +160,22 @@ fn a_restart_tells_of_no_gap_and_sends_nothing_twice() {
             settles(&agent);
         }
         agent.stops();
-        // Nor does a start that fails, as nobody has watched since.
-        let config = place.folder.path().join("wrong.yaml");
-        let wrong = "emitters: [{type: file, name: wrong, path: /nonexistent/x}, ";
-        fs::write(&config, place.config.replace("emitters: [", wrong)).unwrap();
-        let failed = Command::new(BINARY)
-            .args(["run", "--store", &place.store, "--socket"])
+        // Nor does a start that fails, as nobody has watched since: without the
+        // kernel's types no program can be loaded.
+        let script = "mount -t tmpfs none /sys/kernel/btf && exec \"$@\"";
+        let config = place.folder.path().join("same.yaml");
+        fs::write(&config, &place.config).unwrap();
+        let failed = Command::new("unshare")
+            .args(["-m", "sh", "-c", script, "sh", BINARY, "run", "--store", &place.store])
+            .arg("--socket")
             .arg(place.folder.path().join("s"))
             .arg("--config")
             .arg(config)
-            .output();
-        assert_eq!(failed.unwrap().status.code(), Some(1));
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&failed.stderr);
+        assert_eq!(failed.status.code(), Some(1), "{said}");
+        assert!(!said.contains("unshare: "), "{said}");
     }
     let lines = place.assert_complete();
     assert!(lines.len() >= 900, "{}", lines.len());
@@ -182,6 +187,8 @@ fn a_kill_tells_of_a_gap_that_covers_it() {
     let place = Place::new("");
     let Some(agent) = place.agent(false) else { return };
     let mortal = crash();
+    // Nothing waits either before its record was read.
+    agent.tells(1, |event| event["process"]["pid"] == mortal);
     settles(&agent);
     let pid = i32::try_from(agent.pid()).unwrap();
     // SAFETY: signals our own child, which was not waited for yet.

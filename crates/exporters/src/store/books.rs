@@ -35,6 +35,11 @@ impl Account {
         Account { name: name.to_owned(), cursor, counts: Default::default(), changed: true }
     }
 
+    /// What is gone with files that are.
+    pub(super) fn lost(&self) -> Tally {
+        self.counts.iter().map(|counts| counts.dropped[Gone::Lost as usize]).sum()
+    }
+
     fn add(&mut self, priority: Priority, tally: Tally) {
         let counts = &mut self.counts[priority as usize];
         counts.routed += tally;
@@ -224,12 +229,14 @@ impl Books {
         }
         for forgotten in found {
             let owed: Tally = forgotten.counts.iter().map(|c| c.stored).sum();
+            if owed == Tally::default() {
+                continue;
+            }
             let (exporter, occurrences) = (forgotten.name, owed.occurrences);
             tracing::warn!(
                 exporter,
                 occurrences,
-                "not configured any more: what it was owed is \
-                           not kept for it"
+                "not configured any more: what it was owed is not kept for it"
             );
         }
         Ok(Books { own, exporters, gone_to: [0; 2], gap_from_ns: None })

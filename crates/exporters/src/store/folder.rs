@@ -8,9 +8,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use vahti_runtime::clock::rfc3339;
 
+use super::notice::{self, Identity};
 use super::{StoreError, schema, shown};
 
-/// How many files that could not be read are kept.
+/// How many files that were set aside are kept, for each reason.
 const KEPT_ASIDE: usize = 3;
 
 /// The file of a folder, in the schema of this version. One that a newer
@@ -39,12 +40,15 @@ pub(super) fn make(folder: &Path) -> Result<(), StoreError> {
             tracing::debug!(folder = %shown(parent), %error, "can't be synced");
         }
     }
-    let there = fs::metadata(folder).map_err(failed)?;
-    if there.permissions().mode() & 0o077 != 0 {
+    Ok(())
+}
+
+/// Warns where others may enter the folder.
+pub(super) fn look_at_rights(folder: &Path) {
+    if fs::metadata(folder).is_ok_and(|there| there.permissions().mode() & 0o077 != 0) {
         let folder = shown(folder);
         tracing::warn!(%folder, "others may enter the store's folder; `chmod 0700` it");
     }
-    Ok(())
 }
 
 /// Makes the file, for its owner alone; SQLite's other files take after it.
@@ -60,27 +64,18 @@ pub(super) fn make_file(path: &Path) -> Result<(), StoreError> {
         .map_err(|error| StoreError::Io { operation: "open", path: path.to_owned(), error })
 }
 
-/// What stands behind a file's name, and behind those of its log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Inodes {
-    pub(super) file: u64,
-    log: [u64; 2],
-}
-
-/// Looks without opening any of them, which would cost SQLite its locks.
-pub(super) fn inodes(file: &Path) -> Inodes {
-    let inode = |suffix| fs::metadata(with_suffix(file, suffix)).map_or(0, |meta| meta.ino());
-    Inodes { file: inode(""), log: [inode("-wal"), inode("-shm")] }
-}
-
 /// Held by the agent that writes. Its time of change says when that agent was
 /// last alive.
 #[derive(Debug)]
 pub(super) struct Lock {
     file: File,
+    identity: Identity,
     path: PathBuf,
     /// Whoever had it before is written down there still.
     was_left: bool,
+    /// When that one was last seen alive, nanoseconds since 1970; 0 if it ended
+    /// as it should. What this one does to the file does not change it.
+    last_alive_ns: u64,
 }
 
 impl Lock {
@@ -120,7 +115,20 @@ impl Lock {
             std::thread::sleep(Duration::from_millis(20));
         }
         let was_left = read_id(&mut file).is_some();
-        Ok(Lock { file, path, was_left })
+        let identity = Identity::of(&file.metadata().map_err(failed("look at"))?);
+        let last_alive_ns =
+            if was_left { file.metadata().as_ref().map_or(0, modified_ns) } else { 0 };
+        let mut lock = Lock { file, identity, path, was_left, last_alive_ns };
+        // Where another one was left in it, that stays until the store has it.
+        if !was_left && let Err(error) = lock.sign() {
+            tracing::debug!(%error, "the store's lock can't be signed yet");
+        }
+        Ok(lock)
+    }
+
+    /// Whether it is the one that others would have to take.
+    pub(super) fn is_in_place(&self) -> bool {
+        notice::identity(&self.path) == Some(self.identity)
     }
 
     /// Whether the agent before did not end as it should, as far as this file
@@ -135,21 +143,20 @@ impl Lock {
         self.file.set_len(0)
     }
 
-    /// When whoever had it was last seen alive, nanoseconds since 1970.
+    /// When whoever had it before was last seen alive, nanoseconds since 1970.
     pub(super) fn last_alive_ns(&self) -> u64 {
-        let Ok(meta) = self.file.metadata() else { return 0 };
-        let (secs, nanos) = (meta.mtime(), meta.mtime_nsec());
-        u64::try_from(secs).unwrap_or(0).saturating_mul(1_000_000_000)
-            + u64::try_from(nanos).unwrap_or(0)
+        self.last_alive_ns
     }
 
-    /// Writes down who has it.
+    /// Writes down who has it. What stood there is cut off afterwards: on a full
+    /// disk there may be no room for a first line, and there is for another.
     pub(super) fn sign(&mut self) -> Result<(), StoreError> {
         let path = &self.path;
+        let line = format!("{}\n", std::process::id());
         self.file
             .rewind()
-            .and_then(|()| self.file.set_len(0))
-            .and_then(|()| writeln!(self.file, "{}", std::process::id()))
+            .and_then(|()| self.file.write_all(line.as_bytes()))
+            .and_then(|()| self.file.set_len(line.len() as u64))
             .map_err(|error| StoreError::Io { operation: "write", path: path.clone(), error })
     }
 
@@ -187,6 +194,12 @@ fn readers_in(locks: &str, inode: u64, own: u32) -> String {
     pids.iter().map(|pid| format!("pid {pid}")).collect::<Vec<_>>().join(", ")
 }
 
+fn modified_ns(meta: &fs::Metadata) -> u64 {
+    let (secs, nanos) = (meta.mtime(), meta.mtime_nsec());
+    u64::try_from(secs).unwrap_or(0).saturating_mul(1_000_000_000)
+        + u64::try_from(nanos).unwrap_or(0)
+}
+
 fn read_id(file: &mut File) -> Option<u32> {
     let mut text = String::new();
     file.rewind().ok()?;
@@ -194,16 +207,35 @@ fn read_id(file: &mut File) -> Option<u32> {
     text.trim().parse().ok()
 }
 
-/// Renames a file that can't be read, with what SQLite keeps beside it, and
-/// returns its new name. The oldest of those go.
-pub(super) fn set_aside(path: &Path, wall_ns: u64) -> Result<PathBuf, StoreError> {
+/// Why a file is set aside, which its new name tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Aside {
+    /// It can't be read.
+    Corrupt,
+    /// Somebody put it in the place of the agent's.
+    Replaced,
+}
+
+impl Aside {
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Aside::Corrupt => "corrupt",
+            Aside::Replaced => "replaced",
+        }
+    }
+}
+
+/// Renames a file, with what SQLite keeps beside it, and returns its new name.
+/// The oldest of those go.
+pub(super) fn set_aside(path: &Path, why: Aside, wall_ns: u64) -> Result<PathBuf, StoreError> {
+    let why = why.word();
     let date = rfc3339(wall_ns).replace([':', '-'], "");
     let date = date.split('.').next().unwrap_or_default();
-    let mut aside = with_suffix(path, &format!(".corrupt-{date}Z"));
+    let mut aside = with_suffix(path, &format!(".{why}-{date}Z"));
     let mut n = 1;
     while aside.exists() {
         n += 1;
-        aside = with_suffix(path, &format!(".corrupt-{date}Z-{n}"));
+        aside = with_suffix(path, &format!(".{why}-{date}Z-{n}"));
     }
     for suffix in ["", "-wal", "-shm"] {
         let from = with_suffix(path, suffix);
@@ -214,15 +246,15 @@ pub(super) fn set_aside(path: &Path, wall_ns: u64) -> Result<PathBuf, StoreError
             _ => {}
         }
     }
-    remove_old(path);
+    remove_old(path, why);
     Ok(aside)
 }
 
-fn remove_old(path: &Path) {
+fn remove_old(path: &Path, why: &str) {
     let Some((folder, name)) = path.parent().zip(path.file_name().and_then(|n| n.to_str())) else {
         return;
     };
-    let prefix = format!("{name}.corrupt-");
+    let prefix = format!("{name}.{why}-");
     let Ok(entries) = fs::read_dir(folder) else { return };
     let mut aside: Vec<(SystemTime, PathBuf)> = entries
         .flatten()

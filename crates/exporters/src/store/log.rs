@@ -2,8 +2,9 @@
 //! reader holds up the writer.
 
 use std::collections::VecDeque;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use rusqlite::{Connection, OpenFlags, params};
 use tokio::sync::watch;
@@ -14,6 +15,8 @@ use vahti_runtime::ledger::{LaneLine, Tally};
 use super::books::{Contradiction, Passed, signed, unsigned};
 use super::writer::Trouble;
 use super::{CURSOR_CACHE_KIB, Shared, Store};
+
+const NOT_OPEN: &str = "the store is not open; see its own state for why";
 
 impl DurableLog for Store {
     fn cursor(&self, emitter: &str) -> Result<Box<dyn DurableCursor>, LogError> {
@@ -71,12 +74,54 @@ pub(super) struct Parked {
     reasons: Vec<(u64, String, String)>,
 }
 
+/// A connection that reads, which the store may close under its user.
+#[derive(Default)]
+pub(super) struct Line {
+    connection: Mutex<Option<Connection>>,
+    is_to_close: AtomicBool,
+}
+
+impl Line {
+    /// For whoever has the store's lock: whoever closes all of them, and opens
+    /// the next file, does so under it.
+    pub(super) fn open(
+        shared: &Shared,
+        file: &Path,
+        cache_bytes: usize,
+    ) -> Result<Arc<Self>, Trouble> {
+        let connection = shared.medium.connect(file, OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+        let cache_kib = signed(cache_bytes as u64 >> 10);
+        connection.pragma_update(None, "cache_size", -cache_kib)?;
+        let connection = Mutex::new(Some(connection));
+        let line = Arc::new(Line { connection, is_to_close: AtomicBool::new(false) });
+        let mut lines = shared.lines();
+        lines.retain(|line| line.strong_count() > 0);
+        lines.push(Arc::downgrade(&line));
+        Ok(line)
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, Option<Connection>> {
+        self.connection.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn is_to_close(&self) -> bool {
+        self.is_to_close.load(Ordering::Relaxed)
+    }
+
+    /// Waits for what is read just now.
+    pub(super) fn close(&self) {
+        self.is_to_close.store(true, Ordering::Relaxed);
+        *self.lock() = None;
+    }
+}
+
 struct Cursor {
     shared: Arc<Shared>,
     exporter: String,
     /// Which of all cursors it is: one that was left behind has no say any more.
     number: u64,
-    connection: Connection,
+    /// Closed at first, and wherever the store has closed it.
+    line: Arc<Line>,
     /// Goes up with every file.
     generation: u64,
     /// By priority: what was read and not passed yet, in order.
@@ -91,22 +136,13 @@ struct Cursor {
 
 impl Cursor {
     fn open(shared: Arc<Shared>, exporter: &str) -> Result<Self, String> {
-        let (file, generation): (PathBuf, u64) = shared
-            .file()
-            .ok_or_else(|| "the store is not open; see its own state for why".to_owned())?;
+        let generation = shared.file().ok_or_else(|| NOT_OPEN.to_owned())?.1;
         let cursor = shared
             .view()
             .books
             .exporter(exporter)
             .map(|account| account.cursor)
             .ok_or_else(|| format!("{exporter} has no account with the store"))?;
-        let connection = shared
-            .medium
-            .connect(&file, OpenFlags::SQLITE_OPEN_READ_ONLY)
-            .map_err(|e| e.to_string())?;
-        connection
-            .pragma_update(None, "cache_size", -signed(CURSOR_CACHE_KIB as u64))
-            .map_err(|e| e.to_string())?;
         let mut view = shared.view();
         view.cursors += 1;
         let number = view.cursors;
@@ -129,13 +165,48 @@ impl Cursor {
             shared,
             exporter: exporter.to_owned(),
             number,
-            connection,
+            line: Arc::default(),
             generation,
             windows: parked.windows,
             looked_to: parked.looked_to,
             reasons: parked.reasons,
             is_behind,
         })
+    }
+
+    /// Has its connection open; the store may close it again at any time.
+    fn connect(&mut self) -> Result<(), Trouble> {
+        if self.line.lock().is_some() {
+            return Ok(());
+        }
+        let _inner = self.shared.lock();
+        let file = self.shared.file().filter(|(_, generation)| *generation == self.generation);
+        let (file, _) = file.ok_or_else(|| Trouble::Later(NOT_OPEN.to_owned()))?;
+        self.line = Line::open(&self.shared, &file, CURSOR_CACHE_KIB << 10)?;
+        Ok(())
+    }
+
+    /// Goes over to the file that is open, where the store has begun another.
+    fn follow(&mut self) -> Result<(), LogError> {
+        if self.shared.file().is_none() {
+            // Whoever has closed it just now may be about to open the next.
+            drop(self.shared.lock());
+        }
+        let view = self.shared.view();
+        if view.file.is_none() {
+            return Err(LogError(NOT_OPEN.to_owned()));
+        }
+        if view.generation == self.generation {
+            return Ok(());
+        }
+        let account = view.books.exporter(&self.exporter);
+        self.looked_to = account.map(|account| account.cursor).unwrap_or_default();
+        self.generation = view.generation;
+        drop(view);
+        self.windows = Default::default();
+        self.reasons.clear();
+        self.is_behind = false;
+        Ok(())
     }
 
     /// Reads on where it looked last, at most `limit`.
@@ -156,8 +227,8 @@ impl Cursor {
         if from >= end || limit == 0 {
             return Ok(());
         }
-        let rows = self.rows(priority, from, end, limit).map_err(|trouble| self.fails(trouble))?;
-        let (rows, all) = rows;
+        let rows = self.connect().and_then(|()| self.rows(priority, from, end, limit));
+        let (rows, all) = rows.map_err(|trouble| self.fails(trouble))?;
         // Where fewer came than were asked for, there are no more up to the end.
         self.looked_to[p] = match rows.last() {
             Some(last) if !all || rows.len() >= limit => last.seq,
@@ -171,6 +242,7 @@ impl Cursor {
     fn fails(&self, trouble: Trouble) -> LogError {
         let why = trouble.to_string();
         if matches!(trouble, Trouble::Corrupt(_)) {
+            // Whoever sets the file aside closes all that is open of it.
             self.shared.found_out(self.generation, trouble);
         }
         LogError(why)
@@ -206,7 +278,11 @@ impl Cursor {
         if bytes >= max_bytes {
             return Ok((Vec::new(), false));
         }
-        let mut statement = self.connection.prepare_cached(
+        let line = self.line.lock();
+        let Some(connection) = &*line else {
+            return Err(Trouble::Later("the store opens its file anew".to_owned()));
+        };
+        let mut statement = connection.prepare_cached(
             "SELECT seq, id, count, event FROM events
              WHERE priority = ?1 AND seq > ?2 AND seq <= ?3 ORDER BY seq LIMIT ?4",
         )?;
@@ -265,7 +341,10 @@ impl Cursor {
         }
         let result = self.shared.settle(&self.exporter, self.generation, &passed, &self.reasons);
         self.is_behind = result.is_err();
-        result.map_err(LogError)?;
+        if !result.map_err(LogError)? {
+            // Its events are counted as lost; there is nothing to be noted.
+            return self.follow();
+        }
         self.reasons.clear();
         for (priority, settled) in &passed {
             self.windows[*priority as usize].drain(..settled.len());
@@ -291,9 +370,7 @@ const AHEAD: usize = 4;
 
 impl DurableCursor for Cursor {
     fn read(&mut self, limit: usize) -> Result<Vec<Owed>, LogError> {
-        if self.shared.file().map(|(_, generation)| generation) != Some(self.generation) {
-            return Err(LogError("the store has a new file".to_owned()));
-        }
+        self.follow()?;
         if self.is_behind {
             // Before anything is sent again that has arrived.
             self.pass()?;

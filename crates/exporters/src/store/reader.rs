@@ -3,6 +3,7 @@
 //! Each question is one short transaction, so that the write-ahead log never
 //! waits for a reader.
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use rusqlite::{Connection, OpenFlags, params_from_iter};
 
 use super::books::{signed, unsigned};
 use super::schema::{self, Found};
-use super::{folder, shown};
+use super::{folder, shown, state};
 
 /// Which events are asked for; what is `None` leaves all.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -104,6 +105,43 @@ pub struct Reader {
     path: PathBuf,
 }
 
+/// Opens a file to be read, and tells what it is. `is_still`: nobody writes to
+/// it meanwhile, so that it needs no locks, and no files beside it.
+fn look_at(path: &Path, is_still: bool) -> rusqlite::Result<(Connection, Found)> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = if is_still {
+        let flags = flags | OpenFlags::SQLITE_OPEN_URI;
+        Connection::open_with_flags(format!("file:{}?immutable=1", in_uri(path)), flags)?
+    } else {
+        Connection::open_with_flags(path, flags)?
+    };
+    connection.busy_timeout(Duration::from_secs(5))?;
+    let found = schema::is_readable(&connection)?;
+    Ok((connection, found))
+}
+
+/// Whether nobody writes to a file, and nobody can: its folder takes no files,
+/// no agent has it, and its log is empty.
+fn is_still(store: &Path, file: &Path) -> bool {
+    let log = std::fs::metadata(folder::with_suffix(file, "-wal"));
+    state::not_writable(store).is_some()
+        && state::agent(store).is_none()
+        && log.map_or_else(|error| error.kind() == ErrorKind::NotFound, |log| log.len() == 0)
+}
+
+/// A path as it stands in a URI.
+fn in_uri(path: &Path) -> String {
+    let mut uri = String::new();
+    for byte in path.as_os_str().as_encoded_bytes() {
+        match byte {
+            b'/' | b'.' | b'-' | b'_' => uri.push(char::from(*byte)),
+            byte if byte.is_ascii_alphanumeric() => uri.push(char::from(*byte)),
+            byte => uri.push_str(&format!("%{byte:02x}")),
+        }
+    }
+    uri
+}
+
 impl Reader {
     /// Opens the store in this folder.
     ///
@@ -116,7 +154,7 @@ impl Reader {
             let path = folder::file(store, second);
             match std::fs::metadata(&path) {
                 Ok(_) => {}
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 Err(error) => {
                     let reason = Some(error.to_string());
                     let code = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CANTOPEN);
@@ -125,10 +163,14 @@ impl Reader {
                 }
             }
             let failed = |error| ReadError::Sqlite { path: path.clone(), error };
-            let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-            let connection = Connection::open_with_flags(&path, flags).map_err(failed)?;
-            connection.busy_timeout(Duration::from_secs(5)).map_err(failed)?;
-            match schema::is_readable(&connection).map_err(failed)? {
+            let (connection, found) = look_at(&path, false)
+                .or_else(
+                    |error| {
+                        if is_still(store, &path) { look_at(&path, true) } else { Err(error) }
+                    },
+                )
+                .map_err(failed)?;
+            match found {
                 Found::Ours => return Ok(Reader { connection, path }),
                 Found::Newer(version) => newer = Some(ReadError::Newer { path, version }),
                 Found::Foreign => return Err(ReadError::Foreign(path)),

@@ -13,7 +13,7 @@ pub(super) const VERSION: u32 = 1;
 pub(super) const APPLICATION_ID: u32 = 0x5641_4854;
 
 /// What turns version n into version n + 1.
-const STEPS: [&str; VERSION as usize] = ["
+pub(super) const STEPS: [&str; VERSION as usize] = ["
 -- What happened. The line of JSON that every emitter would write, beside what people ask for.
 CREATE TABLE events (
     seq       INTEGER PRIMARY KEY,  -- the order of commits; never used twice
@@ -82,28 +82,30 @@ pub(super) enum Found {
     Foreign,
 }
 
-/// Brings a file up to this version.
+/// Brings a file up to the version that so many steps lead to: all the way, or
+/// not at all.
 ///
 /// # Errors
 /// It can't be read or written.
-pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<Found> {
-    let found = look(connection)?;
+pub(super) fn migrate(connection: &mut Connection, steps: &[&str]) -> rusqlite::Result<Found> {
+    let latest = u32::try_from(steps.len()).unwrap_or(u32::MAX);
+    let found = look(connection, latest)?;
     let Look::Version(version) = found else {
         return Ok(match found {
             Look::Newer(version) => Found::Newer(version),
             _ => Found::Foreign,
         });
     };
-    if version == VERSION {
+    if version == latest {
         return Ok(Found::Ours);
     }
     let transaction =
         connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
-    for step in STEPS.iter().skip(version as usize) {
+    for step in steps.iter().skip(version as usize) {
         transaction.execute_batch(step)?;
     }
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-    transaction.pragma_update(None, "user_version", VERSION)?;
+    transaction.pragma_update(None, "user_version", latest)?;
     transaction.commit()?;
     Ok(Found::Ours)
 }
@@ -113,7 +115,7 @@ pub(super) fn migrate(connection: &mut Connection) -> rusqlite::Result<Found> {
 /// # Errors
 /// It can't be read.
 pub(super) fn look_first(connection: &Connection) -> rusqlite::Result<Found> {
-    Ok(match look(connection)? {
+    Ok(match look(connection, VERSION)? {
         Look::Version(_) => Found::Ours,
         Look::Newer(version) => Found::Newer(version),
         Look::Foreign => Found::Foreign,
@@ -141,14 +143,14 @@ enum Look {
     Foreign,
 }
 
-fn look(connection: &Connection) -> rusqlite::Result<Look> {
+fn look(connection: &Connection, latest: u32) -> rusqlite::Result<Look> {
     let number = |name| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
     let (application, version) = (number("application_id")?, number("user_version")?);
     let tables: i64 =
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
     Ok(match (u32::try_from(application), u32::try_from(version)) {
         (Ok(0), Ok(0)) if tables == 0 => Look::Version(0),
-        (Ok(APPLICATION_ID), Ok(version)) if version > VERSION => Look::Newer(version),
+        (Ok(APPLICATION_ID), Ok(version)) if version > latest => Look::Newer(version),
         (Ok(APPLICATION_ID), Ok(version)) if version > 0 => Look::Version(version),
         _ => Look::Foreign,
     })
@@ -159,7 +161,7 @@ fn look(connection: &Connection) -> rusqlite::Result<Look> {
 /// # Errors
 /// It can't be read.
 pub(super) fn is_readable(connection: &Connection) -> rusqlite::Result<Found> {
-    Ok(match look(connection)? {
+    Ok(match look(connection, VERSION)? {
         Look::Version(VERSION) => Found::Ours,
         Look::Newer(version) => Found::Newer(version),
         _ => Found::Foreign,

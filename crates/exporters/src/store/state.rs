@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OptionalExtension, params};
 
 use super::books::{OWN, signed, unsigned};
-use super::folder::with_suffix;
+use super::folder::{Aside, with_suffix};
 use super::reader::{ReadError, Reader};
 use super::{folder, schema};
 
@@ -40,6 +40,9 @@ pub struct State {
     pub newer: Option<(PathBuf, u32)>,
     /// Files that could not be read, and their sizes; the oldest first.
     pub set_aside: Vec<(PathBuf, u64)>,
+    /// Files that somebody put in the place of an agent's while it ran, and
+    /// their sizes; the oldest first.
+    pub replaced: Vec<(PathBuf, u64)>,
 }
 
 /// What is in a store's file.
@@ -96,7 +99,8 @@ impl State {
             free_bytes: free_bytes(store),
             agent: agent(store),
             bytes: sizes.iter().sum(),
-            set_aside: set_aside(store)?,
+            set_aside: set_aside(store, Aside::Corrupt)?,
+            replaced: set_aside(store, Aside::Replaced)?,
             // An empty one was begun by an agent that was killed just then.
             contents: (sizes[0] > 0).then(|| contents(store, &current)),
             newer,
@@ -127,7 +131,7 @@ fn free_bytes(store: &Path) -> u64 {
     if result == 0 { stat.f_bavail.saturating_mul(stat.f_frsize) } else { u64::MAX }
 }
 
-fn not_writable(store: &Path) -> Option<io::Error> {
+pub(super) fn not_writable(store: &Path) -> Option<io::Error> {
     let path = CString::new(store.as_os_str().as_bytes()).ok()?;
     // SAFETY: `path` is a string that ends with NUL.
     let result = unsafe { libc::access(path.as_ptr(), libc::W_OK | libc::X_OK) };
@@ -136,7 +140,7 @@ fn not_writable(store: &Path) -> Option<io::Error> {
 
 /// Who holds the lock. It is tried for a moment; an agent that starts just then
 /// tries again.
-fn agent(store: &Path) -> Option<u32> {
+pub(super) fn agent(store: &Path) -> Option<u32> {
     let mut file = File::open(store.join("lock")).ok()?;
     match file.try_lock_shared() {
         Err(TryLockError::WouldBlock) => {}
@@ -147,13 +151,14 @@ fn agent(store: &Path) -> Option<u32> {
     Some(text.trim().parse().unwrap_or(0))
 }
 
-fn set_aside(store: &Path) -> io::Result<Vec<(PathBuf, u64)>> {
+fn set_aside(store: &Path, why: Aside) -> io::Result<Vec<(PathBuf, u64)>> {
+    let mark = format!(".db.{}-", why.word());
     let mut found: Vec<(PathBuf, u64)> = Vec::new();
     for entry in fs::read_dir(store)? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let beside = name.ends_with("-wal") || name.ends_with("-shm");
-        if name.contains(".db.corrupt-") && !beside {
+        if name.contains(&mark) && !beside {
             let sizes = ["", "-wal", "-shm"].map(|suffix| size(&with_suffix(&path, suffix)));
             found.push((path, sizes.iter().sum()));
         }
@@ -280,7 +285,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         drop(open(folder.path(), &[]));
         let file = folder.path().join("events.db");
-        let aside = folder::set_aside(&file, 1_000_000_000).unwrap();
+        let aside = folder::set_aside(&file, folder::Aside::Corrupt, 1_000_000_000).unwrap();
         let state = State::of(folder.path()).unwrap();
         assert!(state.contents.is_none());
         assert_eq!(state.set_aside.len(), 1);

@@ -2,9 +2,13 @@
 //! of their own.
 
 mod crash;
+mod damage;
 mod healing;
 mod hostile;
 mod lossy;
+mod migrations;
+mod notices;
+mod readonly;
 mod repairs;
 mod troubles;
 
@@ -324,6 +328,60 @@ fn an_unclean_end_is_told_also_where_its_file_cannot_be_read_any_more() {
     assert_eq!(open(folder.path(), NOBODY).gap_from_ns(), None);
 }
 
+/// Has the file be in the way of an agent that starts now.
+fn open_late(folder: &Path) -> (Store, rusqlite::Connection) {
+    let other = rusqlite::Connection::open(folder.join("events.db")).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let medium = Medium { busy: Duration::from_millis(10), ..Medium::default() };
+    let store = Store::open_on(medium, config(folder), Vec::new(), Duration::ZERO).unwrap();
+    assert!(!store.has_begun() && store.gap_from_ns().is_none());
+    // Its own signs of life are none of the one before.
+    std::thread::sleep(Duration::from_millis(20));
+    store.tick();
+    (store, other)
+}
+
+#[test]
+fn a_file_that_opens_late_knows_since_when_nobody_watched() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    drop(open(folder, NOBODY));
+    let ended = ClockPair::now().wall_ns;
+    for ends in [true, false] {
+        // Nothing was kept: the next one tells of the time before this one, too.
+        let (store, other) = open_late(folder);
+        if ends {
+            store.end();
+        }
+        drop((store, other));
+    }
+    let (store, other) = open_late(folder);
+    other.execute_batch("ROLLBACK").unwrap();
+    store.tick();
+    let from = store.gap_from_ns().unwrap();
+    assert!(store.has_begun() && from <= ended, "{from} {ended}");
+    commit(&store, &[Arc::new(Event::new(&AGENT_GAP, Severity::Error))]);
+    store.end();
+}
+
+#[test]
+fn who_never_had_the_file_ends_as_it_should_or_leaves_a_gap() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path();
+    open(folder, NOBODY).end();
+    let (store, other) = open_late(folder);
+    store.end();
+    drop((store, other));
+    let store = open(folder, NOBODY);
+    assert_eq!(store.gap_from_ns(), None);
+    store.end();
+    drop(store);
+    let ended = ClockPair::now().wall_ns;
+    drop(open_late(folder));
+    let from = open(folder, NOBODY).gap_from_ns().unwrap();
+    assert!(from >= ended, "it watched: {from} {ended}");
+}
+
 #[test]
 fn a_second_agent_waits_and_then_is_told_who_has_it() {
     let folder = tempfile::tempdir().unwrap();
@@ -543,4 +601,12 @@ fn a_batch_that_comes_again_after_a_call_that_was_left_behind_is_not_kept_twice(
     commit(&store, &second);
     assert_eq!(kept(folder.path()), (1..=6).collect::<Vec<_>>());
     assert_exact(&store, folder.path());
+}
+
+#[test]
+fn a_path_with_a_nul_byte_is_no_path() {
+    let wrong = Checked::of(&StoreConfig::at("/var/lib/va\0hti")).wrong;
+    let told: Vec<String> = wrong.iter().map(ToString::to_string).collect();
+    assert_eq!(told, [r#"path is "/var/lib/va\x00hti", but must be a path without a NUL byte"#]);
+    assert!(Checked::of(&StoreConfig::at("/var/lib/vahti")).wrong.is_empty());
 }

@@ -1,17 +1,21 @@
 //! The one connection that writes: commits, evictions, acknowledgements.
 
+use std::cmp::Ordering;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior, ffi, params};
 use vahti_runtime::clock::ClockPair;
 use vahti_runtime::event::{
     AGENT_GAP, Endpoint, Event, EventData, Priority, escape, escape_text, to_json_line,
 };
+use vahti_runtime::ids::EventId;
 
-use super::books::{Books, Contradiction, Gone, Passed, priority_of, signed, unsigned};
+use super::books::{Books, Contradiction, Gone, OWN, Passed, priority_of, signed, unsigned};
+use super::notice::{self, Identity};
 use super::schema::Found;
 use super::{StoreConfig, StoreError, folder, schema};
 
@@ -21,6 +25,7 @@ const PAGE_BYTES: u64 = 4096;
 const LOG_PATIENCE: Duration = Duration::from_millis(250);
 /// The ledger is written with a commit, but not more often than this.
 const LEDGER_INTERVAL_NS: u64 = 100_000_000;
+pub(super) const DISK_FULL: &str = "the disk is full";
 /// How many refused events are remembered by name.
 const KEPT_REJECTED: i64 = 1_000;
 
@@ -56,6 +61,10 @@ impl Medium {
 pub(super) struct Writer {
     pub(super) connection: Connection,
     pub(super) file: PathBuf,
+    /// Which file it is: it may be another's place meanwhile.
+    identity: Option<Identity>,
+    /// How long the file is with what its log holds, as of the last commit.
+    pub(super) bytes: u64,
     synchronous: &'static str,
     busy: Duration,
     pub(super) books: Books,
@@ -81,6 +90,8 @@ pub(super) type Ledger = dyn Fn() -> Vec<u8> + Send + Sync;
 pub(super) enum Trouble {
     /// The file can't be read: it is set aside.
     Corrupt(String),
+    /// The file is not at its place any more.
+    Gone,
     /// It may work later, with this file.
     Later(String),
 }
@@ -93,8 +104,10 @@ impl Trouble {
 
 impl std::fmt::Display for Trouble {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let (Trouble::Corrupt(why) | Trouble::Later(why)) = self;
-        f.write_str(why)
+        f.write_str(match self {
+            Trouble::Corrupt(why) | Trouble::Later(why) => why,
+            Trouble::Gone => "the file was removed or replaced",
+        })
     }
 }
 
@@ -112,12 +125,16 @@ impl From<rusqlite::Error> for Trouble {
                 Trouble::Corrupt(said)
             }
             ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase => Trouble::Corrupt(said),
-            ErrorCode::DiskFull => Trouble::Later("the disk is full".to_owned()),
+            ErrorCode::DiskFull => Trouble::Later(DISK_FULL.to_owned()),
             ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked => {
                 Trouble::Later("another process holds a lock on it".to_owned())
             }
+            // No agent's, which would have the lock and its own accounts.
+            ErrorCode::ConstraintViolation => {
+                Trouble::Corrupt(format!("another process writes to it, or it is damaged: {said}"))
+            }
             // A row or an index that contradicts itself.
-            ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch => Trouble::Corrupt(said),
+            ErrorCode::TypeMismatch => Trouble::Corrupt(said),
             _ => Trouble::Later(said),
         }
     }
@@ -166,7 +183,7 @@ impl Writer {
             let why = format!("the file system has no shared memory (journal mode {mode})");
             return Err(Trouble::Later(why));
         }
-        match schema::migrate(&mut connection)? {
+        match schema::migrate(&mut connection, &schema::STEPS)? {
             Found::Ours => {}
             Found::Newer(version) => return Ok(Opened::Newer(version)),
             Found::Foreign => return Err(foreign()),
@@ -181,9 +198,12 @@ impl Writer {
         connection.pragma_update(None, "synchronous", medium.synchronous)?;
         connection.set_prepared_statement_cache_capacity(32);
         let books = Books::load(&connection, exporters)?;
+        let bytes = file_bytes(&connection)?;
         Ok(Opened::Ready(Box::new(Writer {
             connection,
             file: file.to_owned(),
+            identity: notice::identity(file),
+            bytes,
             synchronous: medium.synchronous,
             busy: medium.busy,
             books,
@@ -202,16 +222,16 @@ impl Writer {
     /// end as it should.
     pub(super) fn begin(&mut self, before: Option<Before>) -> Result<Option<u64>, Trouble> {
         let now = ClockPair::now().wall_ns;
-        let sql = "SELECT running, started, alive, gap_from FROM agent";
-        let (running, started, alive, gap) = self.connection.query_row(sql, [], |row| {
-            let gap: Option<i64> = row.get(3)?;
-            Ok((row.get::<_, bool>(0)?, unsigned(row, 1)?, unsigned(row, 2)?, gap))
+        let sql = "SELECT running, alive, gap_from FROM agent";
+        let (running, alive, gap) = self.connection.query_row(sql, [], |row| {
+            let gap: Option<i64> = row.get(2)?;
+            Ok((row.get::<_, bool>(0)?, unsigned(row, 1)?, gap))
         })?;
-        // A file in which no agent ever ran: the one before may have had another.
-        let is_fresh = started == 0;
         // One that was never told goes on.
         let untold = gap.and_then(|gap| u64::try_from(gap).ok());
-        let unclean = before.filter(|it| running || (is_fresh && it.left_the_lock));
+        // The lock knows of an agent that never had this file: it may have had
+        // another one, or none that it could open.
+        let unclean = before.filter(|it| running || (it.left_the_lock && it.alive_ns > alive));
         // The clock may have been set back since; no gap has a negative length.
         let gap_from = untold.or(unclean.map(|it| alive.max(it.alive_ns).min(now)));
         let mut books = self.books.clone();
@@ -245,11 +265,7 @@ impl Writer {
         if std::fs::metadata(&log).map_or(0, |meta| meta.len()) <= share {
             return Ok(None);
         }
-        self.connection.busy_timeout(LOG_PATIENCE)?;
-        let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
-        let held = self.connection.query_row(sql, [], |row| row.get::<_, bool>(0));
-        self.connection.busy_timeout(self.busy)?;
-        if !held? {
+        if self.write_back()? {
             return Ok(None);
         }
         let readers = folder::readers(&self.file);
@@ -270,14 +286,13 @@ impl Writer {
     ) -> Result<(), Trouble> {
         let mut books = self.books.clone();
         let now = ClockPair::now();
-        let connection = &mut self.connection;
-        let transaction = connection.transaction_with_behavior(IMMEDIATE)?;
+        let transaction = write_to(&mut self.connection, &self.books)?;
         insert(&transaction, batch, &mut books, &mut self.line)?;
         evict(&transaction, &mut books, self.max_bytes)?;
         let mut oldest = self.oldest;
         let oldest_ns = oldest_ns(&self.began, now, self.max_age_ns);
         evict_old(&transaction, &mut books, &mut oldest, oldest_ns)?;
-        shrink(&transaction, self.max_bytes)?;
+        let bytes = shrink(&transaction, self.max_bytes)?;
         if let Some(ledger) = ledger
             && now.wall_ns.abs_diff(self.ledger_written_ns) >= LEDGER_INTERVAL_NS
         {
@@ -291,16 +306,53 @@ impl Writer {
         self.is_unsure = true;
         transaction.commit()?;
         self.is_unsure = false;
+        if notice::identity(&self.file) != self.identity {
+            // It went to a file that nobody else can see.
+            return Err(Trouble::Gone);
+        }
         self.books = books;
         self.oldest = oldest;
+        self.bytes = bytes;
         Ok(())
+    }
+
+    /// Whether the event with this number is another than this one; where it
+    /// has left already nobody can say.
+    pub(super) fn holds_another(&self, seq: u64, id: &EventId) -> Result<bool, Trouble> {
+        let sql = "SELECT count(*) FROM events WHERE seq = ?1 AND id <> ?2";
+        let values = params![signed(seq), id.to_string()];
+        Ok(self.connection.query_row(sql, values, |row| row.get(0))?)
+    }
+
+    /// Writes all of the log back to the file, from the one that is open,
+    /// whatever became of its name; whether nobody was in the way.
+    pub(super) fn write_back(&mut self) -> Result<bool, Trouble> {
+        self.connection.busy_timeout(LOG_PATIENCE)?;
+        let sql = "PRAGMA wal_checkpoint(TRUNCATE)";
+        let held = self.connection.query_row(sql, [], |row| row.get::<_, bool>(0));
+        self.connection.busy_timeout(self.busy)?;
+        Ok(!held?)
+    }
+
+    /// Whether the file is as short as it is since somebody has vacuumed it: its
+    /// header knows of that.
+    pub(super) fn was_vacuumed_below(&self, bytes: u64) -> Result<bool, Trouble> {
+        Ok(file_bytes(&self.connection)? < bytes)
+    }
+
+    /// Has the log stay as it is when this is closed.
+    pub(super) fn leave_log(&self) {
+        let option = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+        if let Err(error) = self.connection.set_db_config(option, true) {
+            tracing::debug!(%error, "the log is written back");
+        }
     }
 
     /// Lets go of what is too old, where nothing is committed; whether there
     /// may be more of it.
     pub(super) fn age(&mut self) -> Result<bool, Trouble> {
         let mut books = self.books.clone();
-        let transaction = self.connection.transaction_with_behavior(IMMEDIATE)?;
+        let transaction = write_to(&mut self.connection, &self.books)?;
         let mut oldest = self.oldest;
         let oldest_ns = oldest_ns(&self.began, ClockPair::now(), self.max_age_ns);
         let is_more = evict_old(&transaction, &mut books, &mut oldest, oldest_ns)?;
@@ -325,7 +377,7 @@ impl Writer {
         let mut books = self.books.clone();
         self.connection.pragma_update(None, "synchronous", "NORMAL")?;
         let result = (|| -> Result<(), Trouble> {
-            let transaction = self.connection.transaction_with_behavior(IMMEDIATE)?;
+            let transaction = write_to(&mut self.connection, &self.books)?;
             for (priority, passed) in passed {
                 books.settle(exporter, *priority, passed)?;
             }
@@ -366,6 +418,31 @@ fn foreign() -> Trouble {
 }
 
 const IMMEDIATE: TransactionBehavior = TransactionBehavior::Immediate;
+
+/// Begins to write, to a file that is as these accounts say: an older copy of
+/// it, or one that another agent has written to since, is not.
+fn write_to<'c>(connection: &'c mut Connection, books: &Books) -> Result<Transaction<'c>, Trouble> {
+    let transaction = connection.transaction_with_behavior(IMMEDIATE)?;
+    let there = transaction
+        .prepare_cached("SELECT max(cursor) FROM accounts WHERE name = ?1")?
+        .query_row([OWN], |row| unsigned(row, 0))?;
+    match there.cmp(&books.last_seq()) {
+        Ordering::Equal => Ok(transaction),
+        Ordering::Less => Err(older()),
+        Ordering::Greater => Err(Trouble::Later("another vahti has written to it".to_owned())),
+    }
+}
+
+/// Its rows and what was committed do not belong together any more.
+pub(super) fn older() -> Trouble {
+    Trouble::Corrupt("what was committed last is not in it any more".to_owned())
+}
+
+fn file_bytes(connection: &Connection) -> rusqlite::Result<u64> {
+    let pages =
+        connection.prepare_cached("PRAGMA page_count")?.query_row([], |row| unsigned(row, 0))?;
+    Ok(pages * PAGE_BYTES)
+}
 
 /// What of the cap is for the write-ahead log.
 pub(super) fn wal_bytes(max_bytes: u64) -> u64 {
@@ -579,15 +656,16 @@ fn evict_old(
 const GIVEN_BACK: u64 = 256;
 
 /// Gives pages back that nobody uses, while the file is beyond what the cap
-/// leaves it: the cap was greater once.
-fn shrink(transaction: &Transaction<'_>, max_bytes: u64) -> rusqlite::Result<()> {
+/// leaves it: the cap was greater once. Returns how long the file is then.
+fn shrink(transaction: &Transaction<'_>, max_bytes: u64) -> rusqlite::Result<u64> {
     let number = |sql| -> rusqlite::Result<u64> {
         transaction.prepare_cached(sql)?.query_row([], |row| unsigned(row, 0))
     };
     let share = max_bytes.saturating_sub(wal_bytes(max_bytes)) / PAGE_BYTES;
-    let excess = number("PRAGMA page_count")?.saturating_sub(share);
+    let there = number("PRAGMA page_count")?;
+    let excess = there.saturating_sub(share);
     if excess == 0 {
-        return Ok(());
+        return Ok(there * PAGE_BYTES);
     }
     let pages = excess.min(number("PRAGMA freelist_count")?).min(GIVEN_BACK);
     if pages > 0 {
@@ -596,7 +674,7 @@ fn shrink(transaction: &Transaction<'_>, max_bytes: u64) -> rusqlite::Result<()>
         let mut steps = statement.query([])?;
         while steps.next()?.is_some() {}
     }
-    Ok(())
+    Ok(number("PRAGMA page_count")? * PAGE_BYTES)
 }
 
 fn write_ledger(transaction: &Transaction<'_>, now: u64, ledger: &Ledger) -> rusqlite::Result<()> {

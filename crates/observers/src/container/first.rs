@@ -159,4 +159,20 @@ mod tests {
         assert_eq!(mount_in(mounts, v2), Some("/sys/fs/cgroup/unified"));
         assert_eq!(path_in("4:memory:/a\n0::/b\n", v2), Some("/b"));
     }
+
+    proptest::proptest! {
+        // Files of `/proc`, of whoever chose the names in them, cut anywhere.
+        #[test]
+        fn no_file_of_proc_makes_it_panic(
+            words in proptest::collection::vec("[0-9:/ ()\n-]{0,9}|cgroup2?|memory|\\PC{0,5}", 0..40),
+            version in 1_u8..3,
+        ) {
+            let text = words.concat();
+            let hierarchy = Hierarchy { version, id: u32::from(version) };
+            let parts = text.len();
+            proptest::prop_assert!(path_in(&text, hierarchy).is_none_or(|path| path.len() <= parts));
+            proptest::prop_assert!(mount_in(&text, hierarchy).is_none_or(|at| at.len() <= parts));
+            std::hint::black_box(parent_and_start(text.as_bytes()));
+        }
+    }
 }

@@ -32,6 +32,8 @@ pub(super) struct DurableWorker {
     jitter: Jitter,
     /// Tries that failed one after the other.
     failures: u32,
+    /// The last of them as the log failed, not the emitter.
+    log_failed: bool,
     /// How many events are sent at once: fewer while one is being looked for
     /// that can't be sent.
     limit: usize,
@@ -68,6 +70,7 @@ impl DurableWorker {
             over: shared.over.subscribe(),
             jitter: Jitter::new(&shared.name),
             failures: inheritance.map_or(0, |inheritance| inheritance.row),
+            log_failed: false,
             limit: max_batch,
             feels: false,
             panicked_at: None,
@@ -103,6 +106,10 @@ impl DurableWorker {
                     if *self.ending.borrow() {
                         return true;
                     }
+                    if self.log_failed {
+                        // It works again, and nothing is left to try.
+                        self.is_well();
+                    }
                     self.wait_for_news().await;
                     continue;
                 }
@@ -110,13 +117,12 @@ impl DurableWorker {
                     Some(tried) => tried,
                     None => return false,
                 },
-                Err(error) => Tried::Later { hint: None, reason: error.to_string() },
+                Err(error) => self.log_fails(&error),
             };
             match tried {
                 Tried::Settled => {
-                    self.failures = 0;
                     self.grow();
-                    self.shared.set_state(EmitterState::Working);
+                    self.is_well();
                 }
                 Tried::Again => {}
                 Tried::Later { hint, reason } => {
@@ -132,6 +138,17 @@ impl DurableWorker {
         true
     }
 
+    fn log_fails(&mut self, error: &LogError) -> Tried {
+        self.log_failed = true;
+        Tried::Later { hint: None, reason: error.to_string() }
+    }
+
+    fn is_well(&mut self) {
+        self.failures = 0;
+        self.log_failed = false;
+        self.shared.set_state(EmitterState::Working);
+    }
+
     fn grow(&mut self) {
         let more = if self.feels { (self.limit / 8).max(1) } else { self.limit };
         self.limit = self.limit.saturating_add(more).min(self.max_batch);
@@ -139,16 +156,16 @@ impl DurableWorker {
     }
 
     fn read(&mut self) -> Result<Vec<Owed>, LogError> {
-        let result = contain("durable log", || {
+        let shared = Arc::clone(&self.shared);
+        ask(&shared, || {
             let mut cursor = match self.cursor.take() {
                 Some(cursor) => cursor,
-                None => self.log.cursor(&self.shared.name)?,
+                None => self.log.cursor(&shared.name)?,
             };
             let owed = cursor.read(self.limit)?;
             self.cursor = Some(cursor);
             Ok(owed)
-        });
-        result.unwrap_or_else(|panicked| Err(LogError(panicked.to_string())))
+        })
     }
 
     async fn wait_for_news(&mut self) {
@@ -184,6 +201,7 @@ impl DurableWorker {
         let seqs: Vec<u64> = owed.iter().map(|owed| owed.seq).collect();
         let events: Vec<Arc<Event>> = owed.into_iter().map(|owed| owed.event).collect();
         let answer = self.sender.emit(&events, None).await?;
+        self.log_failed = false;
         Some(if answer.panicked {
             self.look_for_poison(&seqs, None)
         } else {
@@ -227,7 +245,7 @@ impl DurableWorker {
             }
         };
         if let Err(error) = self.settle(settled) {
-            return Tried::Later { hint: None, reason: error.to_string() };
+            return self.log_fails(&error);
         }
         rest.unwrap_or(Tried::Settled)
     }
@@ -236,16 +254,11 @@ impl DurableWorker {
         let Some(mut cursor) = self.cursor.take() else {
             return Err(LogError("the log was closed".to_owned()));
         };
-        let result = contain("durable log", || cursor.settle(settled));
-        match result {
-            Ok(Ok(())) => {
-                self.cursor = Some(cursor);
-                Ok(())
-            }
-            // A fresh one reads again what it can't know to be settled.
-            Ok(Err(error)) => Err(error),
-            Err(panicked) => Err(LogError(panicked.to_string())),
-        }
+        // Where that fails, a fresh one reads again what it can't know to be
+        // settled.
+        ask(&self.shared, || cursor.settle(settled))?;
+        self.cursor = Some(cursor);
+        Ok(())
     }
 
     /// Something in the batch can't be sent: halves it until that stands
@@ -264,7 +277,16 @@ impl DurableWorker {
         tracing::warn!(%emitter, seq, %reason, "an event is set aside; the ledger counts it");
         match self.settle(vec![Settled { seq: *seq, rejected: Some(reason) }]) {
             Ok(()) => Tried::Settled,
-            Err(error) => Tried::Later { hint: None, reason: error.to_string() },
+            Err(error) => self.log_fails(&error),
         }
     }
+}
+
+/// Asks the log, which may take as long as its disk does: meanwhile that is to
+/// be seen.
+fn ask<T>(shared: &Shared, question: impl FnOnce() -> Result<T, LogError>) -> Result<T, LogError> {
+    shared.seat.ask_log();
+    let result = contain("durable log", question);
+    shared.seat.log_answered();
+    result.unwrap_or_else(|panicked| Err(LogError(panicked.to_string())))
 }

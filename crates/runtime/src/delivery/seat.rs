@@ -5,6 +5,10 @@
 //! watcher elsewhere takes the seat over when the call has lasted for too long:
 //! a fresh worker with a fresh emitter goes on, on a fresh thread. Whoever has
 //! lost the seat changes nothing any more, whatever its call comes to.
+//!
+//! A log that does not answer the worker of a durable emitter is waited for: a
+//! fresh worker would wait for the same log. It is told, and once it has lasted
+//! as long as calls of an emitter may until that is stuck, so is this one.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -80,6 +84,8 @@ struct Call {
     /// When the call under way began, by the boot clock.
     since_ns: Option<u64>,
     in_hand: Option<InHand>,
+    /// When the log was asked that has not answered yet, by the boot clock.
+    log_since_ns: Option<u64>,
     left_behind: usize,
     /// Taken over one after the other, without a call that returned.
     row: u32,
@@ -95,11 +101,17 @@ pub(super) struct Seat {
     bell: Doorbell,
 }
 
+fn since(began_ns: u64) -> Duration {
+    Duration::from_nanos(boot_now_ns().saturating_sub(began_ns))
+}
+
 enum Look {
     /// No call is under way.
     Idle,
     /// One is, which has this long left.
     Busy(Duration),
+    /// The log has not answered for longer than a call may take.
+    WaitsForLog,
     TakenOver(Inheritance),
     /// Too many threads are left behind already.
     Full,
@@ -138,6 +150,22 @@ impl Seat {
         true
     }
 
+    /// The log is asked for something.
+    pub(super) fn ask_log(&self) {
+        self.lock().log_since_ns = Some(boot_now_ns());
+        self.bell.ring();
+    }
+
+    /// The log answered.
+    pub(super) fn log_answered(&self) {
+        self.lock().log_since_ns = None;
+    }
+
+    /// For how long the log has not answered.
+    pub(super) fn waits_for_log(&self) -> Option<Duration> {
+        self.lock().log_since_ns.map(since)
+    }
+
     /// A worker that had lost the seat came back and is gone.
     pub(super) fn came_back(&self) {
         self.lock().left_behind -= 1;
@@ -145,12 +173,13 @@ impl Seat {
 
     /// How long the call under way has lasted.
     pub(super) fn busy_for(&self) -> Option<Duration> {
-        let since = self.lock().since_ns?;
-        Some(Duration::from_nanos(boot_now_ns().saturating_sub(since)))
+        self.lock().since_ns.map(since)
     }
 
-    pub(super) fn is_stuck(&self) -> bool {
-        self.lock().stuck
+    pub(super) fn is_stuck(&self, limit: Duration) -> bool {
+        let call = self.lock();
+        let patience = limit.saturating_mul(MAX_LEFT_BEHIND as u32 + 1);
+        call.stuck || call.log_since_ns.is_some_and(|at| since(at) >= patience)
     }
 
     pub(super) fn taken_over(&self) -> u64 {
@@ -159,10 +188,13 @@ impl Seat {
 
     fn look(&self, limit: Duration) -> Look {
         let mut call = self.lock();
-        let Some(since) = call.since_ns else { return Look::Idle };
-        let left = limit.saturating_sub(Duration::from_nanos(boot_now_ns().saturating_sub(since)));
+        let Some(began_ns) = call.since_ns.or(call.log_since_ns) else { return Look::Idle };
+        let left = limit.saturating_sub(since(began_ns));
         if !left.is_zero() {
             return Look::Busy(left);
+        }
+        if call.since_ns.is_none() {
+            return Look::WaitsForLog;
         }
         if call.left_behind >= MAX_LEFT_BEHIND {
             call.stuck = true;
@@ -204,10 +236,11 @@ impl EmitterHandle {
     }
 
     /// Whether it has work, makes no progress, and can't be replaced any more:
-    /// only a new process can help.
+    /// only a new process can help. A durable one whose log does not answer is,
+    /// after the same time as one whose calls never return.
     #[must_use]
     pub fn is_stuck(&self) -> bool {
-        self.shared.seat.is_stuck()
+        self.shared.seat.is_stuck(self.shared.call_limit())
     }
 
     /// How often a call did not return and a fresh emitter took over.
@@ -219,17 +252,23 @@ impl EmitterHandle {
 
 async fn watch(shared: &Arc<Shared>) {
     let seat = &shared.seat;
-    let timeout = shared.parts.config.emit_timeout;
-    // A call that waits without blocking its thread ends by its own timer first.
-    let limit = timeout + timeout / 4;
+    let limit = shared.call_limit();
     if shared.parts.waits_for_reader {
         return std::future::pending().await;
     }
+    let is_busy = || {
+        let call = seat.lock();
+        call.since_ns.is_some() || call.log_since_ns.is_some()
+    };
     loop {
-        seat.bell.wait(|| seat.lock().since_ns.is_some()).await;
+        seat.bell.wait(is_busy).await;
         match seat.look(limit) {
             Look::Idle => {}
             Look::Busy(left) => tokio::time::sleep(left).await,
+            Look::WaitsForLog => {
+                tracing::error!(emitter = %shared.name, "the store does not answer it: it waits");
+                until_the_log_answers(seat, limit).await;
+            }
             Look::TakenOver(inheritance) => take_over(shared, inheritance, limit),
             Look::Full => {
                 let why = "no call returns, and too many threads are left behind";
@@ -238,6 +277,13 @@ async fn watch(shared: &Arc<Shared>) {
                 wait_for_a_place(seat, limit).await;
             }
         }
+    }
+}
+
+async fn until_the_log_answers(seat: &Seat, limit: Duration) {
+    let asked_ns = seat.lock().log_since_ns;
+    while seat.lock().log_since_ns == asked_ns && asked_ns.is_some() {
+        tokio::time::sleep(limit).await;
     }
 }
 

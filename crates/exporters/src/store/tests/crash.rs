@@ -157,7 +157,7 @@ impl Life {
     fn age(&mut self) {
         let mut inner = self.store().shared.lock();
         inner.writer.as_mut().unwrap().age().unwrap();
-        self.store().shared.publish(&inner);
+        self.store().shared.publish(&mut inner);
     }
 
     /// An end as it should be, and a start, with the disk still powered.

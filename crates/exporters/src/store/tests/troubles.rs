@@ -38,7 +38,18 @@ enum Step {
         pattern: u8,
     },
     Lock(bool),
+    /// Files are removed: which of them.
+    TakeAway(&'static [&'static str]),
 }
+
+const TAKEN: [&[&str]; 6] = [
+    &["events.db"],
+    &["events.db-wal"],
+    &["events.db-shm"],
+    &["events.db-wal", "events.db-shm"],
+    &["events.db", "events.db-wal", "events.db-shm", "lock"],
+    &["lock"],
+];
 
 fn a_step() -> impl Strategy<Value = Step> {
     let size = prop_oneof![8 => 0usize..300, 1 => 3_000usize..20_000];
@@ -56,6 +67,7 @@ fn a_step() -> impl Strategy<Value = Step> {
         2 => (0usize..60, prop_oneof![Just(0u8), Just(0xff), Just(0x5a)])
             .prop_map(|(page, pattern)| Step::Tear { page, pattern }),
         4 => any::<bool>().prop_map(Step::Lock),
+        3 => prop::sample::select(&TAKEN[..]).prop_map(Step::TakeAway),
     ]
 }
 
@@ -166,7 +178,7 @@ impl Stage {
             }
             Step::Age => {
                 self.store().shared.lock().aged_ns = 0;
-                self.store().tick();
+                self.tick();
             }
             Step::EndAndBegin => return self.restart(true),
             Step::KillAndBegin => return self.restart(false),
@@ -182,6 +194,7 @@ impl Stage {
                 self.disk.limit(*room);
             }
             Step::Tear { page, pattern } => self.tear(*page, *pattern),
+            Step::TakeAway(names) => self.take_away(names),
             Step::Lock(held) => {
                 self.foreign = None;
                 if *held {
@@ -196,6 +209,30 @@ impl Stage {
         if self.store().set_aside() > aside {
             self.torn = false;
         }
+    }
+
+    /// Whoever looks for damage then is waited for: what is found changes all
+    /// accounts, at a moment of its own.
+    fn tick(&self) {
+        self.store().tick();
+        let checks = self.store().shared.checks.lock().unwrap().take();
+        if let Some(checks) = checks {
+            checks.join().unwrap();
+        }
+    }
+
+    /// Removes files, and has it noticed: who is killed before can't tell.
+    fn take_away(&mut self, names: &[&str]) {
+        if self.room.is_some() || self.torn || self.foreign.is_some() {
+            return;
+        }
+        // It may have been closed for trouble that is over.
+        self.store().shared.ready(&mut self.store().shared.lock()).unwrap();
+        let aside = self.store().set_aside();
+        names.iter().for_each(|name| fs::remove_file(self.folder.join(name)).unwrap());
+        self.tick();
+        assert!(self.store().shared.lock().writer.is_some());
+        assert_eq!(self.store().set_aside(), aside, "{names:?}");
     }
 
     fn commit(&mut self, events: &[(bool, usize)], old: bool) {
