@@ -14,11 +14,13 @@ mod typed;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use vahti_exporters::otlp::{Compression, HeaderSource, OtlpConfig, Protocol, TlsConfig};
 use vahti_exporters::store::StoreConfig;
 use vahti_exporters::{FileConfig, Format};
 use vahti_runtime::config as runtime;
@@ -202,6 +204,8 @@ pub(crate) enum EmitterType {
     Stdout,
     /// To a file, as JSON lines, rotated by size and age.
     File,
+    /// To a receiver of OTLP, as log records and spans.
+    Otlp,
     /// Nowhere.
     None,
 }
@@ -211,6 +215,7 @@ impl EmitterType {
         match self {
             EmitterType::Stdout => "stdout",
             EmitterType::File => "file",
+            EmitterType::Otlp => "otlp",
             EmitterType::None => "none",
         }
     }
@@ -233,7 +238,7 @@ pub(crate) struct EmitterConfig {
     /// max_retries times; the others try once.
     #[serde(default)]
     pub(crate) critical: bool,
-    /// Type file: whether it is served from the store: what it fails to write
+    /// Types file and otlp: whether it is served from the store: what it fails to write
     /// is tried again until it arrives, also after a restart, for as long as
     /// the store keeps it; some may arrive twice. max_retries and
     /// drain_interval do not apply.
@@ -272,6 +277,48 @@ pub(crate) struct EmitterConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = 5)]
     pub(crate) keep: Option<u32>,
+    /// Type otlp: where to: http:// or https://, a host or an address, and a
+    /// port; for protocol http also a path that /v1/logs and /v1/traces are put
+    /// behind. If not set, OTEL_EXPORTER_OTLP_ENDPOINT, else this machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"https://collector.example:4317")]
+    pub(crate) endpoint: Option<String>,
+    /// Type otlp: how; if not set, OTEL_EXPORTER_OTLP_PROTOCOL, else grpc.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"grpc")]
+    pub(crate) protocol: Option<Protocol>,
+    /// Type otlp: what every request carries besides: by name a text, a file
+    /// with it or an environment variable with it, never shown; those of
+    /// OTEL_EXPORTER_OTLP_HEADERS as well.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(example = example::header())]
+    pub(crate) headers: BTreeMap<String, HeaderSource>,
+    /// Type otlp: for https://, the files (PEM) of the authorities to believe
+    /// (ca; those of the system if not set), and of this client's own
+    /// certificate and key (cert, key).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = example::trust())]
+    pub(crate) tls: Option<TlsConfig>,
+    /// Type otlp: how requests are compressed; if not set,
+    /// OTEL_EXPORTER_OTLP_COMPRESSION, else none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"gzip")]
+    pub(crate) compression: Option<Compression>,
+    /// Type otlp: how long a request may take: 10ms to 5m; if not set,
+    /// OTEL_EXPORTER_OTLP_TIMEOUT, else 10s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"10s")]
+    pub(crate) timeout: Option<HumanDuration>,
+    /// Type otlp: how large a request may be, before compression: 64KiB to
+    /// 64MiB; 3MiB if not set, as receivers take 4MiB.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"3MiB")]
+    pub(crate) max_request: Option<ByteSize>,
+    /// Type otlp: whether events that chains of causes are made of are sent as
+    /// spans, too; true if not set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = true)]
+    pub(crate) traces: Option<bool>,
 }
 
 impl EmitterConfig {
@@ -289,6 +336,14 @@ impl EmitterConfig {
             max_size: None,
             max_age: None,
             keep: None,
+            endpoint: None,
+            protocol: None,
+            headers: BTreeMap::new(),
+            tls: None,
+            compression: None,
+            timeout: None,
+            max_request: None,
+            traces: None,
         }
     }
 
@@ -305,6 +360,22 @@ impl EmitterConfig {
             max_age: self.max_age.unwrap_or(defaults.max_age),
             keep: self.keep.unwrap_or(defaults.keep),
             path: defaults.path,
+        }
+    }
+}
+
+impl EmitterConfig {
+    /// What the OTLP emitter is told.
+    pub(crate) fn to_otlp(&self) -> OtlpConfig {
+        OtlpConfig {
+            endpoint: self.endpoint.clone(),
+            protocol: self.protocol,
+            headers: self.headers.clone(),
+            tls: self.tls.clone().unwrap_or_default(),
+            compression: self.compression,
+            timeout: self.timeout,
+            max_request: self.max_request,
+            traces: self.traces,
         }
     }
 }
@@ -397,12 +468,20 @@ const EMITTER_NAME: TextBound = TextBound {
 };
 
 /// Which keys are for emitters of one type only.
-const OF_TYPE: [(&str, EmitterType); 5] = [
+const OF_TYPE: [(&str, EmitterType); 13] = [
     ("format", EmitterType::Stdout),
     ("path", EmitterType::File),
     ("max_size", EmitterType::File),
     ("max_age", EmitterType::File),
     ("keep", EmitterType::File),
+    ("endpoint", EmitterType::Otlp),
+    ("protocol", EmitterType::Otlp),
+    ("headers", EmitterType::Otlp),
+    ("tls", EmitterType::Otlp),
+    ("compression", EmitterType::Otlp),
+    ("timeout", EmitterType::Otlp),
+    ("max_request", EmitterType::Otlp),
+    ("traces", EmitterType::Otlp),
 ];
 
 impl Config {
@@ -521,7 +600,8 @@ impl Bounded for EmitterConfig {
         checked.whole("max_retries", self.max_retries.map(u64::from), 0, 1_000);
         checked.duration("drain_interval", self.drain_interval, 1, 3_600_000);
         // A reader of standard output that goes away is not coming back.
-        checked.that(!self.durable || self.kind == EmitterType::File, "durable", || {
+        let may_be_durable = matches!(self.kind, EmitterType::File | EmitterType::Otlp);
+        checked.that(!self.durable || may_be_durable, "durable", || {
             let bound = format!("false for an emitter of type {}", self.kind.as_str());
             ("true".to_owned(), bound)
         });
@@ -530,6 +610,15 @@ impl Bounded for EmitterConfig {
                 let bound = format!("left out for an emitter of type {}", self.kind.as_str());
                 ("set".to_owned(), bound)
             });
+        }
+        checked.duration("timeout", self.timeout, 10, 300_000);
+        checked.size("max_request", self.max_request, 64 << 10, 64 << 20);
+        checked.filled("endpoint", self.endpoint.as_deref().unwrap_or("unset"), "a URL");
+        if let Some(tls) = &self.tls {
+            checked.inside("tls", tls);
+        }
+        if self.kind == EmitterType::Otlp {
+            check_otlp(checked, &self.to_otlp());
         }
         if self.kind != EmitterType::File {
             return;
@@ -546,6 +635,17 @@ impl Bounded for EmitterConfig {
     }
 }
 
+/// With what the environment fills in, as that is what would be sent with.
+fn check_otlp(checked: &mut Checked, config: &OtlpConfig) {
+    let wrong = config.target().err().map(|wrong| wrong.fields).unwrap_or_default();
+    // What has a bound of its own was told with that.
+    let others = wrong.into_iter().filter(|wrong| {
+        let is_empty = wrong.path == "endpoint" && config.endpoint.as_deref() == Some("");
+        !is_empty && !["timeout", "max_request"].contains(&&*wrong.path)
+    });
+    checked.wrong.extend(others);
+}
+
 impl EmitterConfig {
     /// Whether it sets a key of [`OF_TYPE`].
     fn sets(&self, key: &str) -> bool {
@@ -554,7 +654,15 @@ impl EmitterConfig {
             "path" => self.path.is_some(),
             "max_size" => self.max_size.is_some(),
             "max_age" => self.max_age.is_some(),
-            _ => self.keep.is_some(),
+            "keep" => self.keep.is_some(),
+            "endpoint" => self.endpoint.is_some(),
+            "protocol" => self.protocol.is_some(),
+            "headers" => !self.headers.is_empty(),
+            "tls" => self.tls.is_some(),
+            "compression" => self.compression.is_some(),
+            "timeout" => self.timeout.is_some(),
+            "max_request" => self.max_request.is_some(),
+            _ => self.traces.is_some(),
         }
     }
 }

@@ -75,7 +75,7 @@ fn round(compression: Compression) -> (f64, f64) {
     settings.backpressure.max_bytes = Some(ByteSize::mib(24));
     let observer = ObserverRuntime::builder(|| Refuses(example()))
         .config(settings)
-        .emitter(move || OtlpEmitter::new("otlp", &config).unwrap())
+        .emitter(move || OtlpEmitter::new("otlp", config.target().unwrap()))
         .build()
         .unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();

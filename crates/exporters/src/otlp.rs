@@ -25,12 +25,13 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vahti_runtime::config::InvalidConfig;
 use vahti_runtime::emitter::{Delivery, Emission, EmitOutcome, EventEmitter};
 use vahti_runtime::event::Event;
 use vahti_runtime::ids::EventId;
 
-pub use self::config::{Compression, HeaderSource, OtlpConfig, Protocol, Secret, TlsConfig};
+pub use self::config::{
+    Compression, HeaderSource, OtlpConfig, OtlpTarget, Protocol, Secret, TlsConfig,
+};
 use self::encode::{Encoder, Portion};
 use self::transport::{Failure, Signal, Taken, Transport};
 
@@ -54,22 +55,17 @@ pub struct OtlpEmitter {
 }
 
 impl OtlpEmitter {
-    /// One that sends as configured; it connects when the first event comes.
-    ///
-    /// # Errors
-    /// A value of the configuration, or of the environment that fills in what
-    /// it leaves open, is not what it must be.
-    pub fn new(name: &str, config: &OtlpConfig) -> Result<Self, InvalidConfig> {
-        let environment = |name: &str| std::env::var(name).ok();
-        let settled = config.settle(&environment).map_err(|fields| InvalidConfig { fields })?;
-        Ok(OtlpEmitter {
+    /// One that sends there; it connects when the first event comes.
+    #[must_use]
+    pub fn new(name: &str, target: OtlpTarget) -> Self {
+        OtlpEmitter {
             name: name.to_owned(),
             critical: false,
-            transport: Transport::new(settled),
+            transport: Transport::new(target.0),
             encoder: Encoder::default(),
             logged: HashSet::new(),
             told: None,
-        })
+        }
     }
 
     /// Whether what it fails to send is tried again.

@@ -30,7 +30,7 @@ pub(crate) fn schema() -> Value {
 
 /// Adds which keys are for emitters of which type.
 pub(super) fn describe_types(schema: &mut Schema) {
-    let types = [EmitterType::Stdout, EmitterType::File, EmitterType::None];
+    let types = [EmitterType::Stdout, EmitterType::File, EmitterType::Otlp, EmitterType::None];
     let rules = types.map(|kind| {
         let others = OF_TYPE.iter().filter(|(_, of)| *of != kind);
         let left_out: Map<String, Value> =
@@ -43,6 +43,16 @@ pub(super) fn describe_types(schema: &mut Schema) {
         json!({"if": {"properties": {"type": {"const": kind}}}, "then": then})
     });
     schema.insert("allOf".to_owned(), json!(rules));
+}
+
+/// A header as people write it.
+pub(super) fn header() -> Value {
+    json!({"authorization": {"file": "/run/secrets/otlp-token", "prefix": "Bearer "}})
+}
+
+/// Files of trust as people name them.
+pub(super) fn trust() -> Value {
+    json!({"ca": "/etc/vahti/ca.pem", "cert": "/etc/vahti/agent.pem", "key": "/etc/vahti/agent.key"})
 }
 
 /// A configuration file with every key, its description and its default. Keys
@@ -171,7 +181,8 @@ impl<'a> Writer<'a> {
         let before = indent.key();
         let item_schema = self.resolve(&target["items"]);
         match value {
-            Value::Object(members) if !members.is_empty() => {
+            // One that is commented out takes one line.
+            Value::Object(members) if !members.is_empty() && mark.is_empty() => {
                 self.line(&before, mark, &format!("{key}:"));
                 self.members(target, value, indent.deeper());
             }

@@ -50,6 +50,7 @@ impl FromStr for Observer {
 pub(crate) enum Emit {
     Stdout,
     File(PathBuf),
+    Otlp(String),
     None,
 }
 
@@ -61,7 +62,8 @@ impl FromStr for Emit {
             None if text == "stdout" => Ok(Emit::Stdout),
             None if text == "none" => Ok(Emit::None),
             Some(("file", path)) if !path.is_empty() => Ok(Emit::File(path.into())),
-            _ => Err("must be stdout, file=PATH or none".to_owned()),
+            Some(("otlp", url)) if !url.is_empty() => Ok(Emit::Otlp(url.to_owned())),
+            _ => Err("must be stdout, file=PATH, otlp=URL or none".to_owned()),
         }
     }
 }
@@ -74,6 +76,10 @@ impl Emit {
             Emit::File(path) => {
                 EmitterConfig { path: Some(path.clone()), ..EmitterConfig::of(EmitterType::File) }
             }
+            Emit::Otlp(url) => EmitterConfig {
+                endpoint: Some(url.clone()),
+                ..EmitterConfig::of(EmitterType::Otlp)
+            },
         }
     }
 }

@@ -39,8 +39,8 @@ fn the_example_in_the_documentation_is_the_generated_one() {
     );
 }
 
-#[test]
-fn what_the_example_comments_out_works_without_the_comment() {
+/// The example with everything in it that an emitter of this type may have.
+fn uncommented(kind: EmitterType) -> Config {
     let mut yaml = String::new();
     for line in example::example().lines() {
         // A commented key is a comment whose text is a key and a value.
@@ -48,17 +48,29 @@ fn what_the_example_comments_out_works_without_the_comment() {
         let bare = text.strip_prefix("# ").unwrap_or_default();
         let key = bare.trim_start_matches(['-', ' ']).split(": ").next().unwrap();
         let value = bare.split_once(": ").map(|(_, value)| value);
-        let is_key = value.is_some_and(|value| !value.contains(' ') && !value.ends_with('.'))
-            && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
-        let shown = if is_key && key != "format" { bare } else { text };
+        let is_value =
+            |value: &str| value.starts_with('{') || (!value.contains(' ') && !value.ends_with('.'));
+        let is_key = value.is_some_and(is_value)
+            && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+            && OF_TYPE.iter().all(|(of_type, of)| *of_type != key || *of == kind);
+        let shown = if is_key { bare } else { text };
         yaml.push_str(&format!("{indent}{shown}\n"));
     }
-    let yaml = yaml.replacen("type: stdout", "type: file", 1).replacen("rules: []", "rules:", 1);
-    let config = config(&yaml);
-    assert_eq!(config.node_name.as_deref(), Some("node-1"));
-    assert_eq!(config.emitters.0[0].name(), "audit");
-    assert_eq!(config.emitters.0[0].keep, Some(5));
-    assert_eq!(config.observers.network.sampling.rules[0].event_type, "network");
+    let kind = format!("type: {}", kind.as_str());
+    config(&yaml.replacen("type: stdout", &kind, 1).replacen("rules: []", "rules:", 1))
+}
+
+#[test]
+fn what_the_example_comments_out_works_without_the_comment() {
+    let file = uncommented(EmitterType::File);
+    assert_eq!(file.node_name.as_deref(), Some("node-1"));
+    assert_eq!(file.emitters.0[0].name(), "audit");
+    assert_eq!(file.emitters.0[0].keep, Some(5));
+    assert_eq!(file.observers.network.sampling.rules[0].event_type, "network");
+    let otlp = uncommented(EmitterType::Otlp).emitters.0.remove(0);
+    assert_eq!(otlp.endpoint.as_deref(), Some("https://collector.example:4317"));
+    assert_eq!(otlp.headers.len(), 1);
+    assert!(otlp.tls.is_some_and(|tls| tls.key.is_some()));
 }
 
 #[test]
@@ -265,7 +277,7 @@ fn wrong_variables_are_told_with_what_they_may_be() {
         (
             "VAHTI_EMIT",
             "stdout,syslog",
-            "VAHTI_EMIT is \"syslog\", but must be stdout, file=PATH or none",
+            "VAHTI_EMIT is \"syslog\", but must be stdout, file=PATH, otlp=URL or none",
         ),
         ("VAHTI_NODE_NAME", "a b", "VAHTI_NODE_NAME is \"a b\", but must be 1 to 253 letters"),
         (
@@ -306,8 +318,8 @@ fn a_variable_that_is_not_utf_8_is_refused_by_name_unless_the_file_sets_its_fiel
 fn one_mistake_is_told_once() {
     for (yaml, told) in [
         (
-            "emitters: [{type: otlp}]",
-            "f:1:19: emitters[0].type is \"otlp\", but must be stdout, file or none",
+            "emitters: [{type: oltp}]",
+            "f:1:19: emitters[0].type is \"oltp\", but must be stdout, file, otlp or none; did you mean otlp?",
         ),
         ("emitters:\n- keep: 5\n", "f:2:3: emitters[0] lacks the key type"),
         ("emitters: [file]", "f:1:12: emitters[0] is \"file\", but must be a map of keys"),
@@ -561,7 +573,7 @@ fn the_json_schema_knows_which_keys_are_for_which_emitter_and_which_events_there
     assert!(emitter(json!({"type": "file", "path": "/e", "keep": 1})));
     assert!(!emitter(json!({"type": "file"})));
     assert!(!emitter(json!({"type": "file", "path": "/e", "format": "json"})));
-    assert!(emitter(json!({"type": "none"})) && !emitter(json!({"type": "otlp"})));
+    assert!(emitter(json!({"type": "none"})) && !emitter(json!({"type": "oltp"})));
     let rule = |event_type: &str, subtype: &str| {
         let rule = json!({"event_type": event_type, "subtype": subtype});
         schema_takes(&json!({"observers": {"network": {"sampling": {"rules": [rule]}}}}))

@@ -2,14 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http::Uri;
 use http::header::{HeaderName, HeaderValue};
 use schemars::JsonSchema;
+use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
-use vahti_runtime::config::InvalidField;
+use vahti_runtime::config::bounds::{Bounded, Checked, describe};
+use vahti_runtime::config::{InvalidConfig, InvalidField};
 use vahti_runtime::event::escape_text;
 use vahti_runtime::units::{ByteSize, HumanDuration};
 
@@ -46,7 +48,7 @@ pub struct OtlpConfig {
 pub enum Protocol {
     /// gRPC, over HTTP/2.
     Grpc,
-    /// Protobuf over HTTP/1.1, or HTTP/2 where TLS agrees on it.
+    /// Protobuf over HTTP/1.1.
     Http,
 }
 
@@ -70,7 +72,7 @@ pub enum Compression {
 }
 
 /// Where a header's value comes from. It is never shown.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(untagged)]
 pub enum HeaderSource {
     /// From here.
@@ -91,6 +93,47 @@ pub enum HeaderSource {
         #[serde(default, skip_serializing_if = "String::is_empty")]
         prefix: String,
     },
+}
+
+impl<'de> Deserialize<'de> for HeaderSource {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(HeaderVisitor)
+    }
+}
+
+/// Says what is wrong, as a choice of three would not.
+struct HeaderVisitor;
+
+impl<'de> Visitor<'de> for HeaderVisitor {
+    type Value = HeaderSource;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a text, {file: PATH} or {env: NAME}")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<HeaderSource, E> {
+        Ok(HeaderSource::Value(Secret(text.to_owned())))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<HeaderSource, A::Error> {
+        #[derive(Deserialize)]
+        #[serde(deny_unknown_fields)]
+        struct Parts {
+            #[serde(default)]
+            file: Option<PathBuf>,
+            #[serde(default)]
+            env: Option<String>,
+            #[serde(default)]
+            prefix: String,
+        }
+        let Parts { file, env, prefix } =
+            Parts::deserialize(de::value::MapAccessDeserializer::new(map))?;
+        match (file, env) {
+            (Some(file), None) => Ok(HeaderSource::File { file, prefix }),
+            (None, Some(env)) => Ok(HeaderSource::Env { env, prefix }),
+            _ => Err(de::Error::custom("must have one of the keys file and env")),
+        }
+    }
 }
 
 impl fmt::Debug for HeaderSource {
@@ -123,6 +166,7 @@ impl Serialize for Secret {
 /// Whom to believe, and as whom.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schemars(transform = describe::<TlsConfig>)]
 pub struct TlsConfig {
     /// A file with the certificates, PEM, of the authorities to believe, in
     /// place of those of the system.
@@ -136,6 +180,22 @@ pub struct TlsConfig {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<PathBuf>,
 }
+
+impl Bounded for TlsConfig {
+    fn sample() -> Self {
+        TlsConfig::default()
+    }
+
+    fn check(&self, checked: &mut Checked) {
+        for (key, file) in [("ca", &self.ca), ("cert", &self.cert), ("key", &self.key)] {
+            checked.file(key, file.as_deref().unwrap_or(Path::new("unset")));
+        }
+    }
+}
+
+/// Where and how to send, all of it settled and good.
+#[derive(Debug, Clone)]
+pub struct OtlpTarget(pub(super) Settled);
 
 /// Everything that is needed to send.
 #[derive(Debug, Clone)]
@@ -160,11 +220,13 @@ impl OtlpConfig {
         OtlpConfig { endpoint: Some(endpoint.into()), ..OtlpConfig::default() }
     }
 
-    /// Checks every value, those of the environment included; returns what is
-    /// wrong.
-    #[must_use]
-    pub fn validate(&self, environment: Environment<'_>) -> Vec<InvalidField> {
-        self.settle(environment).err().unwrap_or_default()
+    /// Fills in what was left open from this program's environment.
+    ///
+    /// # Errors
+    /// A value here, or one that fills in, is not what it must be.
+    pub fn target(&self) -> Result<OtlpTarget, InvalidConfig> {
+        let environment = |name: &str| std::env::var(name).ok();
+        self.settle(&environment).map(OtlpTarget).map_err(|fields| InvalidConfig { fields })
     }
 
     /// Fills in what was left open.

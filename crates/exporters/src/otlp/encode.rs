@@ -19,6 +19,9 @@ const ENVELOPE: usize = 1 << 10;
 /// What stands in front of a record: a tag and its length.
 const PREFIX: usize = 6;
 
+/// Up to which size of a request its memory is kept for the next one.
+const KEPT_BYTES: usize = 2 << 20;
+
 /// A request, and how many of the events that were asked for are in it.
 pub(super) struct Portion {
     pub(super) request: Bytes,
@@ -77,8 +80,11 @@ impl Encoder {
             spare.extend(log_records.drain(count..));
             encoded = logs_request(node, &mut log_records);
         }
-        self.records = log_records;
-        self.records.append(&mut spare);
+        // Events of unusual size leave no lasting mark.
+        if encoded.len() <= KEPT_BYTES {
+            self.records = log_records;
+            self.records.append(&mut spare);
+        }
         Portion { request: encoded, count }
     }
 }

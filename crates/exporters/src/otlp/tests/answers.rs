@@ -186,7 +186,7 @@ fn batch(spans: u64, plain: u64) -> Vec<Arc<Event>> {
 fn to(url: &str, protocol: Protocol) -> OtlpConfig {
     OtlpConfig {
         protocol: Some(protocol),
-        timeout: Some(HumanDuration(Duration::from_millis(2_000))),
+        timeout: Some(HumanDuration(Duration::from_millis(1_000))),
         traces: Some(false),
         compression: Some(Compression::None),
         ..OtlpConfig::to(url)
@@ -201,7 +201,7 @@ struct Sending {
 impl Sending {
     fn with(config: &OtlpConfig) -> Self {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        Sending { runtime, emitter: OtlpEmitter::new("otlp", config).unwrap() }
+        Sending { runtime, emitter: OtlpEmitter::new("otlp", config.target().unwrap()) }
     }
 
     fn send(&mut self, batch: &[Arc<Event>]) -> EmitOutcome {

@@ -107,7 +107,7 @@ fn arrives(url: &str, protocol: Protocol, gzip: bool, lines: &Receiver<Value>) {
         ..OtlpConfig::to(url)
     };
     let events = events();
-    let mut emitter = OtlpEmitter::new("otlp", &config).unwrap();
+    let mut emitter = OtlpEmitter::new("otlp", config.target().unwrap());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     assert_eq!(runtime.block_on(emitter.emit(&events)), EmitOutcome::Delivered);
     let spans = events.iter().filter(|event| crate::otlp::record::is_span(event)).count();

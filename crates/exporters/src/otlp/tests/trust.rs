@@ -104,7 +104,7 @@ fn serve(own: [PathBuf; 2], clients: Option<&Authority>) -> u16 {
 
 fn send(config: &OtlpConfig) -> EmitOutcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let mut emitter = OtlpEmitter::new("otlp", config).unwrap();
+    let mut emitter = OtlpEmitter::new("otlp", config.target().unwrap());
     runtime.block_on(emitter.emit(&events(0, 1)))
 }
 
@@ -173,7 +173,7 @@ fn certificates_that_were_renewed_are_read_again() {
     let ca = Some(old.file("ca"));
     let config = to(port, TlsConfig { ca, ..TlsConfig::default() });
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let mut emitter = OtlpEmitter::new("otlp", &config).unwrap();
+    let mut emitter = OtlpEmitter::new("otlp", config.target().unwrap());
     why(runtime.block_on(emitter.emit(&events(0, 1))));
     std::fs::copy(new.file("ca"), old.file("ca")).unwrap();
     assert_eq!(runtime.block_on(emitter.emit(&events(0, 1))), EmitOutcome::Delivered);
