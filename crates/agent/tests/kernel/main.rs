@@ -19,6 +19,7 @@ mod names;
 mod namespace;
 mod network;
 mod oom;
+mod otlp;
 mod outputs;
 mod proofs;
 mod reset;

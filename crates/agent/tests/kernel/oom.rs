@@ -12,7 +12,7 @@ use crate::network::{name, of, pick};
 use crate::role::Role;
 use vahti_runtime::testing::not_run;
 
-const LIMIT: u64 = 64 << 20;
+pub(crate) const LIMIT: u64 = 64 << 20;
 const MIB: u64 = 1 << 20;
 
 /// The kernel's log from now on.
@@ -65,7 +65,7 @@ fn usage_and_limit(line: &str) -> Option<(u64, u64)> {
 
 /// Has a process called `hungry` killed in a container; its pid.
 #[track_caller]
-fn starve(container: &Container, threads: u64) -> u32 {
+pub(crate) fn starve(container: &Container, threads: u64) -> u32 {
     let mut role = Role::start(
         "end",
         &json!({"name": name(b"hungry"), "how": "hunger", "cgroup": container.folder(),
