@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used, reason = "a benchmark ends so")]
 
 use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -42,33 +44,91 @@ fn main() {
     if std::env::args().any(|argument| argument == "--receive") {
         return receive();
     }
-    println!("otlp: events, all attributes, lane to receiver (median of {ROUNDS})");
+    println!("otlp over gRPC: events, all attributes, lane to receiver (median of {ROUNDS})");
+    let rotel = rotel();
     for compression in [Compression::None, Compression::Gzip] {
-        let mut per_core = Vec::new();
-        let mut per_second = Vec::new();
+        let (mut ours, mut theirs, mut wall) = (Vec::new(), Vec::new(), Vec::new());
         let mut rss = 0;
         for _ in 0..ROUNDS {
-            let (cpu, wall) = round(compression);
-            per_core.push(EVENTS as f64 / cpu);
-            per_second.push(EVENTS as f64 / wall);
+            let mut receiver = Receiver::start();
+            let (cpu, took) = round(compression, receiver.port);
+            assert_eq!(receiver.count(), EVENTS, "all of them arrive");
+            ours.push(EVENTS as f64 / cpu);
+            wall.push(EVENTS as f64 / took);
             rss = rss.max(peak_kib());
+            theirs.extend(rotel.as_ref().map(|rotel| EVENTS as f64 / forward(rotel, compression)));
         }
+        let ours = median(ours);
         println!(
-            "  gRPC, {compression:?}: {:.0} events/s per core, {:.0} in one second of the clock, RSS {:.1} MiB",
-            median(per_core),
-            median(per_second),
+            "  {compression:?}: {ours:.0} events/s per core, {:.0} by the clock, RSS {:.1} MiB",
+            median(wall),
             rss as f64 / 1024.0
         );
+        if !theirs.is_empty() {
+            let theirs = median(theirs);
+            println!(
+                "    rotel, forwarding the same records: {theirs:.0} per core; {:.1} times",
+                ours / theirs
+            );
+        }
     }
 }
 
-/// Sends all events; CPU time and time of the clock, in seconds.
-fn round(compression: Compression) -> (f64, f64) {
+/// The collector that it is compared with, where it is installed.
+fn rotel() -> Option<PathBuf> {
+    let set = std::env::var_os("VAHTI_PYTHON").map(PathBuf::from);
+    let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/receivers/bin/python");
+    let find = "import rotel, os; print(os.path.dirname(rotel.__file__))";
+    let found = Command::new(set.unwrap_or(here)).args(["-c", find]).output().ok()?;
+    let folder = String::from_utf8(found.stdout).ok()?;
+    found.status.success().then(|| Path::new(folder.trim()).join("rotel-agent"))
+}
+
+/// Has rotel forward all events, decoded and encoded once; its CPU time, in
+/// seconds.
+fn forward(rotel: &Path, compression: Compression) -> f64 {
     let mut receiver = Receiver::start();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let word = if compression == Compression::Gzip { "gzip" } else { "none" };
+    let mut command = Command::new(rotel);
+    command
+        .args(["start", "--exporter", "otlp", "--disable-batching"])
+        .args(["--otlp-grpc-endpoint", &format!("127.0.0.1:{port}")])
+        .args(["--otlp-exporter-compression", word])
+        .args(["--otlp-exporter-endpoint", &format!("http://127.0.0.1:{}", receiver.port)])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
+    let mut child = command.spawn().unwrap();
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let before = cpu_seconds_of(child.id());
+    round(compression, port);
+    let until = Instant::now() + Duration::from_secs(60);
+    while receiver.so_far() < EVENTS && Instant::now() < until {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let took = cpu_seconds_of(child.id()) - before;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert_eq!(receiver.count(), EVENTS, "all of them arrive");
+    took
+}
+
+/// The CPU time of another process so far: fields 14 and 15 of its `stat`.
+fn cpu_seconds_of(pid: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    let ticks = |n: usize| fields[n].parse::<f64>().unwrap();
+    (ticks(11) + ticks(12)) / 100.0
+}
+
+/// Sends all events; CPU time and time of the clock, in seconds.
+fn round(compression: Compression, port: u16) -> (f64, f64) {
     let config = OtlpConfig {
         compression: Some(compression),
         traces: Some(false),
-        ..OtlpConfig::to(format!("http://127.0.0.1:{}", receiver.port))
+        ..OtlpConfig::to(format!("http://127.0.0.1:{port}"))
     };
     let mut settings = Config::for_observer("bench");
     settings.backpressure.queue_size = 20_000;
@@ -94,7 +154,6 @@ fn round(compression: Compression) -> (f64, f64) {
         took
     });
     assert!(observer.ledger().is_exact());
-    assert_eq!(receiver.count(), EVENTS, "all of them arrive");
     (cpu, wall)
 }
 
@@ -192,6 +251,12 @@ impl Receiver {
         Receiver { child, output, port }
     }
 
+    /// How many records came so far.
+    fn so_far(&mut self) -> u64 {
+        writeln!(self.child.stdin.as_mut().unwrap()).unwrap();
+        line(&mut self.output).parse().unwrap()
+    }
+
     /// How many records came; ends it.
     fn count(&mut self) -> u64 {
         drop(self.child.stdin.take());
@@ -207,7 +272,8 @@ fn line(output: &mut impl BufRead) -> String {
     line.trim().to_owned()
 }
 
-/// Counts until its standard input ends, then tells how many.
+/// Tells how many came whenever it is asked with a line, and at the end of its
+/// standard input.
 fn receive() {
     let count = Arc::new(AtomicU64::new(0));
     let counting = Arc::clone(&count);
@@ -227,8 +293,9 @@ fn receive() {
                 .unwrap();
         });
     });
-    let mut end = String::new();
-    std::io::stdin().read_line(&mut end).unwrap();
+    for _asked in std::io::stdin().lines() {
+        println!("{}", count.load(Ordering::Relaxed));
+    }
     println!("{}", count.load(Ordering::Relaxed));
 }
 
