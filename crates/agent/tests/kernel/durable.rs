@@ -110,7 +110,7 @@ fn refuse(count: usize) {
 }
 
 /// Has a process crash; its pid.
-fn crash() -> u64 {
+pub(crate) fn crash() -> u64 {
     let mut role = Role::start("end", &json!({"name": name(b"mortal"), "how": "abort"}));
     let pid = role.tells()["pid"].as_u64().unwrap();
     role.tells();

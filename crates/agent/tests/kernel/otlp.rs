@@ -3,11 +3,14 @@
 #[path = "../../../exporters/tests/receivers/decoder.rs"]
 mod decoder;
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
-use self::decoder::{Decoder, Rotel, Sent, hex};
-use crate::agent::{Agent, Start};
+use self::decoder::{Decoder, Rotel, Sent, free_port, hex};
+use crate::agent::{Agent, Start, members, within};
 use crate::container::Container;
+use crate::durable::crash;
 use crate::network::of;
 use crate::oom::{LIMIT, starve};
 
@@ -61,4 +64,36 @@ fn a_kill_for_memory_and_the_exit_it_caused_are_one_trace_over_both_protocols() 
         }
         drop(agent.ends());
     }
+}
+
+#[test]
+fn a_receiver_that_comes_late_gets_everything_and_others_are_not_held_up() {
+    let port = free_port();
+    let url = format!("http://127.0.0.1:{port}");
+    let config = format!(
+        "emitters:\n- type: stdout\n- {{type: otlp, durable: true, endpoint: \"{url}\"}}\n- {{type: otlp, name: lossy, endpoint: \"{url}\"}}\n"
+    );
+    let start = Start { config: &config, ..Start::default() };
+    let Some(agent) = Agent::start_with(&start) else { return };
+    let pids: Vec<u64> = (0..5).map(|_| crash()).collect();
+    let is_its =
+        |event: &Value| event["process"]["pid"].as_u64().is_some_and(|pid| pids.contains(&pid));
+    agent.tells(5, is_its);
+    let refused = || {
+        let ledger = agent.ledger();
+        let state = |name: &str| {
+            members(&ledger["emitters"]).find(|e| e["name"] == name).map(|e| e["why"].clone())
+        };
+        state("otlp").is_some_and(|why| why.to_string().contains("refused"))
+    };
+    assert!(within(Duration::from_secs(30), refused), "{:#}", agent.ledger());
+    let Some(decoder) = Decoder::start_at(port) else { return };
+    let mut left = pids.clone();
+    while !left.is_empty() {
+        for sent in decoder.receives().iter().filter(|sent| !sent.is_span) {
+            let pid = sent.attributes["process.pid"].as_u64().unwrap_or_default();
+            left.retain(|other| *other != pid);
+        }
+    }
+    drop(agent.ends());
 }

@@ -328,7 +328,7 @@ impl Filling<'_> {
     ) -> Option<Uri> {
         let (name, text) = match &config.endpoint {
             Some(endpoint) => ("endpoint".to_owned(), endpoint.clone()),
-            None => self.variable(signal, "ENDPOINT").unwrap_or_else(|| {
+            None => self.endpoint_variable(protocol, signal).unwrap_or_else(|| {
                 let port = if protocol == Protocol::Grpc { 4317 } else { 4318 };
                 ("endpoint".to_owned(), format!("http://localhost:{port}"))
             }),
@@ -345,6 +345,19 @@ impl Filling<'_> {
                 None
             }
         }
+    }
+
+    /// The endpoint that the environment has; for gRPC that may be a host and a
+    /// port alone, where another variable says whether that is without TLS.
+    fn endpoint_variable(&self, protocol: Protocol, signal: &str) -> Option<(String, String)> {
+        let (name, text) = self.variable(signal, "ENDPOINT")?;
+        if protocol != Protocol::Grpc || text.contains("://") {
+            return Some((name, text));
+        }
+        let insecure = self.variable(signal, "INSECURE");
+        let is_insecure = insecure.is_some_and(|(_, value)| value.eq_ignore_ascii_case("true"));
+        let scheme = if is_insecure { "http" } else { "https" };
+        Some((name, format!("{scheme}://{text}")))
     }
 
     fn headers(&mut self, set: &BTreeMap<String, HeaderSource>) -> BTreeMap<String, HeaderSource> {

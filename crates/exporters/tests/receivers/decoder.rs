@@ -42,9 +42,15 @@ pub(crate) struct Sent {
 impl Decoder {
     /// `None`, having said why, where the packages are missing.
     pub(crate) fn start() -> Option<Self> {
+        Self::start_at(0)
+    }
+
+    /// The same, with this port for gRPC.
+    pub(crate) fn start_at(port: u16) -> Option<Self> {
         let python = python()?;
         let mut command = Command::new(&python);
         command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../exporters/tests/receivers/otlp.py"));
+        command.arg(port.to_string());
         let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
         let output = BufReader::new(child.stdout.take().unwrap());
         let (tell, lines) = channel();
@@ -150,7 +156,7 @@ impl Rotel {
     }
 }
 
-fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 

@@ -1,6 +1,6 @@
 """An OTLP receiver from the Python packages of OpenTelemetry and gRPC.
 
-Prints the ports that it listens on (gRPC, HTTP), then every request that it
+Prints the ports that it listens on (gRPC, which may be given, and HTTP), then every request that it
 was sent, decoded, as a line of JSON. A field that the protocol does not have
 is an error.
 """
@@ -96,7 +96,8 @@ class Http(BaseHTTPRequestHandler):
 server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
 logs_service_pb2_grpc.add_LogsServiceServicer_to_server(Logs(), server)
 trace_service_pb2_grpc.add_TraceServiceServicer_to_server(Traces(), server)
-grpc_port = server.add_insecure_port("127.0.0.1:0")
+port = sys.argv[1] if len(sys.argv) > 1 else "0"
+grpc_port = server.add_insecure_port(f"127.0.0.1:{port}")
 server.start()
 http = ThreadingHTTPServer(("127.0.0.1", 0), Http)
 threading.Thread(target=http.serve_forever, daemon=True).start()

@@ -85,6 +85,17 @@ fn the_environment_fills_in_what_is_left_open_and_nothing_else() {
 }
 
 #[test]
+fn a_host_and_a_port_in_the_environment_are_with_tls_unless_it_says_otherwise() {
+    let to = |more: &[(&str, &str)]| {
+        let endpoint = ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4317");
+        uris(&settled(&OtlpConfig::default(), &[&[endpoint], more].concat()).unwrap()).0
+    };
+    assert_eq!(to(&[]), "https://collector:4317/");
+    assert_eq!(to(&[("OTEL_EXPORTER_OTLP_INSECURE", "false")]), "https://collector:4317/");
+    assert_eq!(to(&[("OTEL_EXPORTER_OTLP_INSECURE", "True")]), "http://collector:4317/");
+}
+
+#[test]
 fn what_is_wrong_is_told_with_its_name_and_never_with_a_secret() {
     let header = |key: &str, value: &str| OtlpConfig {
         headers: [(key.to_owned(), HeaderSource::Value(Secret(value.to_owned())))].into(),
