@@ -47,12 +47,12 @@ pub(super) fn describe_types(schema: &mut Schema) {
 
 /// A header as people write it.
 pub(super) fn header() -> Value {
-    json!({"authorization": {"file": "/run/secrets/otlp-token", "prefix": "Bearer "}})
+    json!({"api-key": {"file": "/run/secrets/otlp-key"}})
 }
 
-/// Files of trust as people name them.
+/// A file of trust as people name it.
 pub(super) fn trust() -> Value {
-    json!({"ca": "/etc/vahti/ca.pem", "cert": "/etc/vahti/agent.pem", "key": "/etc/vahti/agent.key"})
+    json!({"ca": "/etc/vahti/ca.pem"})
 }
 
 /// A configuration file with every key, its description and its default. Keys

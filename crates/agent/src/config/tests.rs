@@ -70,7 +70,7 @@ fn what_the_example_comments_out_works_without_the_comment() {
     let otlp = uncommented(EmitterType::Otlp).emitters.0.remove(0);
     assert_eq!(otlp.endpoint.as_deref(), Some("https://collector.example:4317"));
     assert_eq!(otlp.headers.len(), 1);
-    assert!(otlp.tls.is_some_and(|tls| tls.key.is_some()));
+    assert!(otlp.tls.is_some_and(|tls| tls.ca.is_some()));
 }
 
 #[test]
