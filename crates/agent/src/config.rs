@@ -20,9 +20,9 @@ use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use vahti_exporters::otlp::{Compression, HeaderSource, OtlpConfig, Protocol, TlsConfig};
+use vahti_exporters::otlp::{Compression, HeaderSource, OtlpConfig, Protocol};
 use vahti_exporters::store::StoreConfig;
-use vahti_exporters::{FileConfig, Format};
+use vahti_exporters::{FileConfig, Format, TlsConfig};
 use vahti_runtime::config as runtime;
 use vahti_runtime::config::InvalidField;
 use vahti_runtime::config::bounds::{Bounded, Checked, TextBound, describe};

@@ -9,6 +9,7 @@
 //! | [`FileEmitter`] | JSON lines, rotated by size and age |
 //! | [`store`] | an SQLite file: history, and the log that durable exporters are served from |
 //! | [`otlp`] | log records and spans, over gRPC or HTTP |
+//! | [`polku`] | events of a POLKU gateway, over gRPC |
 //! | [`NoneEmitter`] | nothing: everything counts as delivered |
 //!
 //! Each runs on a thread of its own and may block there. An emitter says of
@@ -27,14 +28,18 @@ pub mod file;
 mod lines;
 mod none;
 pub mod otlp;
+pub mod polku;
 mod stdout;
 pub mod store;
 #[cfg(test)]
 mod testing;
 mod text;
+mod tls;
 
 pub use file::{FileConfig, FileEmitter, FileError};
 pub use none::NoneEmitter;
 pub use otlp::{OtlpConfig, OtlpEmitter};
+pub use polku::{PolkuEmitter, PolkuTarget};
 pub use stdout::{Format, StdoutEmitter, wants_colour};
 pub use text::to_text_line;
+pub use tls::TlsConfig;

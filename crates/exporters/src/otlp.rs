@@ -29,9 +29,7 @@ use vahti_runtime::emitter::{Delivery, Emission, EmitOutcome, EventEmitter};
 use vahti_runtime::event::Event;
 use vahti_runtime::ids::EventId;
 
-pub use self::config::{
-    Compression, HeaderSource, OtlpConfig, OtlpTarget, Protocol, Secret, TlsConfig,
-};
+pub use self::config::{Compression, HeaderSource, OtlpConfig, OtlpTarget, Protocol, Secret};
 use self::encode::{Encoder, Portion};
 use self::transport::{Failure, Signal, Taken, Transport};
 

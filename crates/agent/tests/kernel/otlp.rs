@@ -1,6 +1,7 @@
 //! What the agent sends over OTLP, as decoders that are not ours read it.
 
 #[path = "../../../exporters/tests/receivers/decoder.rs"]
+#[allow(dead_code, reason = "the gateway is for other tests")]
 mod decoder;
 
 use std::time::Duration;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use http::Uri;
@@ -10,10 +10,11 @@ use http::header::{HeaderName, HeaderValue};
 use schemars::JsonSchema;
 use serde::de::{self, Deserializer, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
-use vahti_runtime::config::bounds::{Bounded, Checked, describe};
 use vahti_runtime::config::{InvalidConfig, InvalidField};
 use vahti_runtime::event::escape_text;
 use vahti_runtime::units::{ByteSize, HumanDuration};
+
+use crate::tls::TlsConfig;
 
 /// What can be set about an OTLP emitter. What is left open is filled in from
 /// the environment, as OpenTelemetry specifies its exporters
@@ -163,45 +164,15 @@ impl Serialize for Secret {
     }
 }
 
-/// Whom to believe, and as whom.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields, default)]
-#[schemars(transform = describe::<TlsConfig>)]
-pub struct TlsConfig {
-    /// A file with the certificates, PEM, of the authorities to believe, in
-    /// place of those of the system.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ca: Option<PathBuf>,
-    /// A file with this client's certificate, PEM, and those between it and its
-    /// authority; with `key`.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub cert: Option<PathBuf>,
-    /// A file with the private key of `cert`, PEM.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub key: Option<PathBuf>,
-}
-
-impl Bounded for TlsConfig {
-    fn sample() -> Self {
-        TlsConfig::default()
-    }
-
-    fn check(&self, checked: &mut Checked) {
-        for (key, file) in [("ca", &self.ca), ("cert", &self.cert), ("key", &self.key)] {
-            checked.file(key, file.as_deref().unwrap_or(Path::new("unset")));
-        }
-    }
-}
-
 /// Where and how to send, all of it settled and good.
 #[derive(Debug, Clone)]
 pub struct OtlpTarget(pub(super) Settled);
 
 /// Everything that is needed to send.
 #[derive(Debug, Clone)]
-pub(super) struct Settled {
+pub(crate) struct Settled {
     pub(super) protocol: Protocol,
-    pub(super) logs: Uri,
+    pub(crate) logs: Uri,
     pub(super) traces: Option<Uri>,
     pub(super) headers: BTreeMap<String, HeaderSource>,
     pub(super) tls: TlsConfig,
@@ -233,7 +204,7 @@ impl OtlpConfig {
     ///
     /// # Errors
     /// Everything that is wrong.
-    pub(super) fn settle(
+    pub(crate) fn settle(
         &self,
         environment: Environment<'_>,
     ) -> Result<Settled, Vec<InvalidField>> {

@@ -3,7 +3,6 @@
 mod grpc;
 mod headers;
 mod http;
-mod tls;
 
 use std::time::Duration;
 
@@ -13,8 +12,9 @@ use vahti_runtime::error::describe;
 use vahti_runtime::event::escape_text;
 
 use self::headers::Headers;
-use self::tls::Trust;
+
 use super::config::{Protocol, Settled};
+use crate::tls::Trust;
 
 /// What a receiver took.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

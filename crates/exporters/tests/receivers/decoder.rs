@@ -1,4 +1,4 @@
-//! Receivers of OTLP that are not ours: `otlp.py` beside this file, with the
+//! Receivers that are not ours: `otlp.py` beside this file, with the
 //! Python packages of OpenTelemetry and gRPC, alone and behind rotel, a
 //! collector that decodes and encodes everything again.
 
@@ -24,12 +24,61 @@ impl Drop for Process {
     }
 }
 
-/// The one in Python.
-pub(crate) struct Decoder {
+/// A receiver in Python, and what it prints.
+struct Script {
     _process: Process,
-    python: PathBuf,
     lines: Receiver<Value>,
+    /// Its first line.
     ports: Value,
+}
+
+impl Script {
+    fn start(python: &Path, name: &str, arguments: &[&str]) -> Self {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../exporters/tests/receivers");
+        let mut command = Command::new(python);
+        command.arg(folder.join(name)).args(arguments);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let output = BufReader::new(child.stdout.take().unwrap());
+        let (tell, lines) = channel();
+        // At once: a receiver whose output is not read would stand still.
+        std::thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                if tell.send(serde_json::from_str(&line).unwrap()).is_err() {
+                    return;
+                }
+            }
+        });
+        let ports = next(&lines);
+        Script { _process: Process(child), lines, ports }
+    }
+}
+
+/// The one of OpenTelemetry.
+pub(crate) struct Decoder {
+    script: Script,
+    python: PathBuf,
+}
+
+/// A gateway of POLKU.
+pub(crate) struct Gateway(Script);
+
+impl Gateway {
+    /// One that behaves as the script knows. `None`, having said why, where the
+    /// packages are missing.
+    pub(crate) fn start(behaviour: &[&str]) -> Option<Self> {
+        Some(Gateway(Script::start(&python()?, "gateway.py", behaviour)))
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://localhost:{}", self.0.ports["grpc"])
+    }
+
+    /// The next event.
+    pub(crate) fn receives(&self) -> Value {
+        let event = next(&self.0.lines);
+        assert_eq!(event["unknown"], 0, "fields that the messages do not have: {event}");
+        event
+    }
 }
 
 /// A record or a span as it was decoded.
@@ -48,32 +97,18 @@ impl Decoder {
     /// The same, with this port for gRPC.
     pub(crate) fn start_at(port: u16) -> Option<Self> {
         let python = python()?;
-        let mut command = Command::new(&python);
-        command.arg(concat!(env!("CARGO_MANIFEST_DIR"), "/../exporters/tests/receivers/otlp.py"));
-        command.arg(port.to_string());
-        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-        let output = BufReader::new(child.stdout.take().unwrap());
-        let (tell, lines) = channel();
-        // At once: a receiver whose output is not read would stand still.
-        std::thread::spawn(move || {
-            for line in output.lines().map_while(Result::ok) {
-                if tell.send(serde_json::from_str(&line).unwrap()).is_err() {
-                    return;
-                }
-            }
-        });
-        let ports = next(&lines);
-        Some(Decoder { _process: Process(child), python, lines, ports })
+        let script = Script::start(&python, "otlp.py", &[&port.to_string()]);
+        Some(Decoder { script, python })
     }
 
     /// Where it listens, by the protocol's name: `grpc`, `http`.
     pub(crate) fn url(&self, protocol: &str) -> String {
-        format!("http://localhost:{}", self.ports[protocol])
+        format!("http://localhost:{}", self.script.ports[protocol])
     }
 
     /// The records or spans of the next request.
     pub(crate) fn receives(&self) -> Vec<Sent> {
-        let line = next(&self.lines);
+        let line = next(&self.script.lines);
         assert_eq!(line["unknown"], false, "fields that the protocol does not have: {line}");
         let is_span = line["signal"] == "traces";
         let [resources, scopes, items] = if is_span {
@@ -109,12 +144,15 @@ fn python() -> Option<PathBuf> {
     let set = std::env::var_os("VAHTI_PYTHON").map(PathBuf::from);
     let here = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/receivers/bin/python");
     let python = set.unwrap_or(here);
-    let imports = "import grpc, rotel, opentelemetry.proto.collector.logs.v1.logs_service_pb2_grpc";
+    let imports =
+        "import grpc_tools, rotel, opentelemetry.proto.collector.logs.v1.logs_service_pb2";
     let works = Command::new(&python).args(["-c", imports]).stderr(Stdio::null()).status();
     if works.is_ok_and(|status| status.success()) {
         return Some(python);
     }
-    not_run("no Python with rotel, grpcio and opentelemetry-proto; VAHTI_PYTHON may name one");
+    not_run(
+        "no Python with rotel, grpcio-tools and opentelemetry-proto; VAHTI_PYTHON may name one",
+    );
     None
 }
 

@@ -3,6 +3,7 @@
 //! decodes and encodes everything again.
 
 #[path = "../../../tests/receivers/decoder.rs"]
+#[allow(dead_code, reason = "the gateway is for other tests")]
 mod decoder;
 
 use std::collections::BTreeMap;

@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use vahti_runtime::units::HumanDuration;
 
-use crate::otlp::config::{
-    Compression, HeaderSource, OtlpConfig, Protocol, Secret, Settled, TlsConfig,
-};
+use crate::otlp::config::{Compression, HeaderSource, OtlpConfig, Protocol, Secret, Settled};
+use crate::tls::TlsConfig;
 
 fn settled(config: &OtlpConfig, environment: &[(&str, &str)]) -> Result<Settled, Vec<String>> {
     let environment: BTreeMap<_, _> = environment.iter().copied().collect();

@@ -17,8 +17,9 @@ use vahti_runtime::emitter::{EmitOutcome, EventEmitter};
 use vahti_runtime::units::HumanDuration;
 
 use crate::otlp::OtlpEmitter;
-use crate::otlp::config::{OtlpConfig, Protocol, TlsConfig};
+use crate::otlp::config::{OtlpConfig, Protocol};
 use crate::testing::events;
+use crate::tls::TlsConfig;
 
 /// An authority, and what it has signed, in files.
 struct Authority {

@@ -22,9 +22,9 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use super::tls::Trust;
 use super::{Failure, Signal, Taken, on_the_way, said};
 use crate::otlp::config::Settled;
+use crate::tls::Trust;
 
 const LOGS: PathAndQuery =
     PathAndQuery::from_static("/opentelemetry.proto.collector.logs.v1.LogsService/Export");

@@ -2,24 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::Path;
 
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 
 use crate::otlp::config::{HeaderSource, Secret};
+use crate::tls::{Version, version};
 
 /// A key that is larger is none.
 const MAX_BYTES: u64 = 64 << 10;
-
-/// When a file was last changed, as far as can be seen without reading it.
-pub(super) type Version = (u64, i64, i64, u64);
-
-/// A file's version; `None` where there is none.
-pub(super) fn version(path: &Path) -> Option<Version> {
-    let meta = fs::metadata(path).ok()?;
-    Some((meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len()))
-}
 
 pub(super) struct Headers {
     sources: BTreeMap<String, HeaderSource>,

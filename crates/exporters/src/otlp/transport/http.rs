@@ -18,9 +18,9 @@ use prost::Message;
 use prost::bytes::Bytes;
 
 use super::grpc::decode;
-use super::tls::Trust;
 use super::{Failure, Signal, Taken, on_the_way, said};
 use crate::otlp::config::Settled;
+use crate::tls::Trust;
 
 /// How much of an answer is read; those that there are take some hundred bytes.
 const MAX_ANSWER: usize = 64 << 10;

@@ -1,5 +1,7 @@
 //! Whom to believe, and as whom to speak.
 
+use std::fs;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -8,13 +10,52 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use vahti_runtime::config::bounds::{Bounded, Checked, describe};
 use vahti_runtime::event::escape;
 
-use super::headers::{Version, version};
-use crate::otlp::config::TlsConfig;
+/// Whom to believe, and as whom.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(transform = describe::<TlsConfig>)]
+pub struct TlsConfig {
+    /// A file with the certificates, PEM, of the authorities to believe, in
+    /// place of those of the system.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// A file with this client's certificate, PEM, and those between it and its
+    /// authority; with `key`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cert: Option<PathBuf>,
+    /// A file with the private key of `cert`, PEM.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+}
+
+impl Bounded for TlsConfig {
+    fn sample() -> Self {
+        TlsConfig::default()
+    }
+
+    fn check(&self, checked: &mut Checked) {
+        for (key, file) in [("ca", &self.ca), ("cert", &self.cert), ("key", &self.key)] {
+            checked.file(key, file.as_deref().unwrap_or(Path::new("unset")));
+        }
+    }
+}
+
+/// When a file was last changed, as far as can be seen without reading it.
+pub(crate) type Version = (u64, i64, i64, u64);
+
+/// A file's version; `None` where there is none.
+pub(crate) fn version(path: &Path) -> Option<Version> {
+    let meta = fs::metadata(path).ok()?;
+    Some((meta.ino(), meta.mtime(), meta.mtime_nsec(), meta.len()))
+}
 
 /// Certificates and keys, as they were in their files.
-pub(super) struct Trust {
+pub(crate) struct Trust {
     config: ClientConfig,
     files: Vec<(PathBuf, Option<Version>)>,
 }
@@ -25,7 +66,7 @@ impl Trust {
     /// # Errors
     /// A file can't be read or holds something else, or nobody is to be
     /// believed.
-    pub(super) fn load(tls: &TlsConfig, is_needed: bool) -> Result<Self, String> {
+    pub(crate) fn load(tls: &TlsConfig, is_needed: bool) -> Result<Self, String> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let builder = ClientConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -53,12 +94,12 @@ impl Trust {
     }
 
     /// Whether a file is another one by now.
-    pub(super) fn has_changed(&self) -> bool {
+    pub(crate) fn has_changed(&self) -> bool {
         self.files.iter().any(|(file, then)| version(file) != *then)
     }
 
     /// What connects, in plain text to `http://` and never to `https://`.
-    pub(super) fn connector(&self, http2: bool) -> HttpsConnector<HttpConnector> {
+    pub(crate) fn connector(&self, http2: bool) -> HttpsConnector<HttpConnector> {
         let builder = HttpsConnectorBuilder::new().with_tls_config(self.config.clone());
         let builder = builder.https_or_http();
         let mut tcp = HttpConnector::new();
