@@ -39,12 +39,12 @@ const THREAD: u64 = 96 * KIB;
 /// The least that a lane is of use with: some 400 events.
 const LEAST_LANE: u64 = 256 * KIB;
 
-/// How often a batch is in memory on its way to a receiver of OTLP: its
+/// How often a batch is in memory on its way to a receiver over gRPC: its
 /// records, which are kept for the next one and take four times as much, the
 /// request, that in its frames, and compressed.
-const OTLP_COPIES: usize = 7;
+const COPIES: usize = 7;
 /// TLS, HTTP/2 with what it sends ahead, and the authorities of a system.
-const OTLP_CONNECTION: usize = 1 << 20;
+const CONNECTION: usize = 1 << 20;
 
 /// How many batches an emitter may hold whose calls block: the one under way,
 /// and those that were left behind.
@@ -199,7 +199,7 @@ impl Limits {
 fn batches(emitter: &EmitterConfig) -> u64 {
     match emitter.kind {
         EmitterType::File => BATCHES_LEFT_BEHIND,
-        EmitterType::Stdout | EmitterType::Otlp | EmitterType::None => 1,
+        EmitterType::Stdout | EmitterType::Otlp | EmitterType::Polku | EmitterType::None => 1,
     }
 }
 
@@ -254,7 +254,7 @@ fn fixed(config: &Config, limits: &Limits) -> Vec<Part> {
         let lines = match emitter.kind {
             EmitterType::None => 0,
             EmitterType::Stdout | EmitterType::File => 2 * limits.lines_bytes,
-            EmitterType::Otlp => OTLP_COPIES * limits.batch_bytes + OTLP_CONNECTION,
+            EmitterType::Otlp | EmitterType::Polku => COPIES * limits.batch_bytes + CONNECTION,
         };
         let under_way = batches(emitter) * (batch + lines as u64 + THREAD);
         let used_for = "batches and lines under way".to_owned();

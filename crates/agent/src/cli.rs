@@ -326,7 +326,7 @@ pub(crate) struct RunArgs {
     /// The observers that run: network, container. All if not given.
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     observers: Option<Vec<Observer>>,
-    /// Where events go: stdout, file=PATH, otlp=URL or none. May be given several times.
+    /// Where events go: stdout, file=PATH, otlp=URL, polku=URL or none. May be given several times.
     #[arg(long, value_name = "WHERE")]
     emit: Option<Vec<Emit>>,
     /// How events are written on stdout: text or json. Text on a terminal and

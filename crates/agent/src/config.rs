@@ -22,7 +22,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use vahti_exporters::otlp::{Compression, HeaderSource, OtlpConfig, Protocol};
 use vahti_exporters::store::StoreConfig;
-use vahti_exporters::{FileConfig, Format, TlsConfig};
+use vahti_exporters::{FileConfig, Format, PolkuTarget, TlsConfig};
 use vahti_runtime::config as runtime;
 use vahti_runtime::config::InvalidField;
 use vahti_runtime::config::bounds::{Bounded, Checked, TextBound, describe};
@@ -206,6 +206,8 @@ pub(crate) enum EmitterType {
     File,
     /// To a receiver of OTLP, as log records and spans.
     Otlp,
+    /// To a gateway of POLKU.
+    Polku,
     /// Nowhere.
     None,
 }
@@ -216,6 +218,7 @@ impl EmitterType {
             EmitterType::Stdout => "stdout",
             EmitterType::File => "file",
             EmitterType::Otlp => "otlp",
+            EmitterType::Polku => "polku",
             EmitterType::None => "none",
         }
     }
@@ -238,7 +241,7 @@ pub(crate) struct EmitterConfig {
     /// max_retries times; the others try once.
     #[serde(default)]
     pub(crate) critical: bool,
-    /// Types file and otlp: whether it is served from the store: what it fails to write
+    /// Types file, otlp and polku: whether it is served from the store: what it fails to write
     /// is tried again until it arrives, also after a restart, for as long as
     /// the store keeps it; some may arrive twice. max_retries and
     /// drain_interval do not apply.
@@ -277,9 +280,10 @@ pub(crate) struct EmitterConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = 5)]
     pub(crate) keep: Option<u32>,
-    /// Type otlp: where to: http:// or https://, a host or an address, and a
-    /// port; for protocol http also a path that /v1/logs and /v1/traces are put
-    /// behind. If not set, OTEL_EXPORTER_OTLP_ENDPOINT, else this machine.
+    /// Types otlp and polku: where to: http:// or https://, a host or an
+    /// address, and a port; for protocol http also a path that /v1/logs and
+    /// /v1/traces are put behind. For type otlp, if not set,
+    /// OTEL_EXPORTER_OTLP_ENDPOINT, else this machine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = &"https://collector.example:4317")]
     pub(crate) endpoint: Option<String>,
@@ -293,7 +297,7 @@ pub(crate) struct EmitterConfig {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(example = example::header())]
     pub(crate) headers: BTreeMap<String, HeaderSource>,
-    /// Type otlp: for https://, the files (PEM) of the authorities to believe
+    /// Types otlp and polku: for https://, the files (PEM) of the authorities to believe
     /// (ca; those of the system if not set), and of this client's own
     /// certificate and key (cert, key).
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -304,8 +308,8 @@ pub(crate) struct EmitterConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = &"gzip")]
     pub(crate) compression: Option<Compression>,
-    /// Type otlp: how long a request may take: 10ms to 5m; if not set,
-    /// OTEL_EXPORTER_OTLP_TIMEOUT, else 10s.
+    /// Types otlp and polku: how long an answer is waited for: 10ms to 5m; if
+    /// not set, OTEL_EXPORTER_OTLP_TIMEOUT for type otlp, else 10s.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = &"10s")]
     pub(crate) timeout: Option<HumanDuration>,
@@ -319,6 +323,11 @@ pub(crate) struct EmitterConfig {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(example = true)]
     pub(crate) traces: Option<bool>,
+    /// Type polku: which cluster the events are said to be from; none if not
+    /// set.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(example = &"production")]
+    pub(crate) cluster: Option<String>,
 }
 
 impl EmitterConfig {
@@ -344,6 +353,7 @@ impl EmitterConfig {
             timeout: None,
             max_request: None,
             traces: None,
+            cluster: None,
         }
     }
 
@@ -377,6 +387,14 @@ impl EmitterConfig {
             max_request: self.max_request,
             traces: self.traces,
         }
+    }
+
+    /// What the POLKU emitter is told.
+    pub(crate) fn to_polku(&self) -> Result<PolkuTarget, runtime::InvalidConfig> {
+        let timeout = self.timeout.map_or(Duration::from_secs(10), |timeout| timeout.0);
+        let (endpoint, cluster) = (self.endpoint.as_deref(), self.cluster.as_deref());
+        let tls = self.tls.clone().unwrap_or_default();
+        PolkuTarget::new(endpoint.unwrap_or("not set"), cluster.unwrap_or_default(), tls, timeout)
     }
 }
 
@@ -467,21 +485,22 @@ const EMITTER_NAME: TextBound = TextBound {
     words: "lowercase letters, digits and hyphens",
 };
 
-/// Which keys are for emitters of one type only.
-const OF_TYPE: [(&str, EmitterType); 13] = [
-    ("format", EmitterType::Stdout),
-    ("path", EmitterType::File),
-    ("max_size", EmitterType::File),
-    ("max_age", EmitterType::File),
-    ("keep", EmitterType::File),
-    ("endpoint", EmitterType::Otlp),
-    ("protocol", EmitterType::Otlp),
-    ("headers", EmitterType::Otlp),
-    ("tls", EmitterType::Otlp),
-    ("compression", EmitterType::Otlp),
-    ("timeout", EmitterType::Otlp),
-    ("max_request", EmitterType::Otlp),
-    ("traces", EmitterType::Otlp),
+/// Which keys are for emitters of some types only.
+const OF_TYPES: [(&str, &[EmitterType]); 14] = [
+    ("format", &[EmitterType::Stdout]),
+    ("path", &[EmitterType::File]),
+    ("max_size", &[EmitterType::File]),
+    ("max_age", &[EmitterType::File]),
+    ("keep", &[EmitterType::File]),
+    ("endpoint", &[EmitterType::Otlp, EmitterType::Polku]),
+    ("protocol", &[EmitterType::Otlp]),
+    ("headers", &[EmitterType::Otlp]),
+    ("tls", &[EmitterType::Otlp, EmitterType::Polku]),
+    ("compression", &[EmitterType::Otlp]),
+    ("timeout", &[EmitterType::Otlp, EmitterType::Polku]),
+    ("max_request", &[EmitterType::Otlp]),
+    ("traces", &[EmitterType::Otlp]),
+    ("cluster", &[EmitterType::Polku]),
 ];
 
 impl Config {
@@ -600,13 +619,13 @@ impl Bounded for EmitterConfig {
         checked.whole("max_retries", self.max_retries.map(u64::from), 0, 1_000);
         checked.duration("drain_interval", self.drain_interval, 1, 3_600_000);
         // A reader of standard output that goes away is not coming back.
-        let may_be_durable = matches!(self.kind, EmitterType::File | EmitterType::Otlp);
+        let may_be_durable = !matches!(self.kind, EmitterType::Stdout | EmitterType::None);
         checked.that(!self.durable || may_be_durable, "durable", || {
             let bound = format!("false for an emitter of type {}", self.kind.as_str());
             ("true".to_owned(), bound)
         });
-        for (key, kind) in OF_TYPE {
-            checked.that(!self.sets(key) || self.kind == kind, key, || {
+        for (key, kinds) in OF_TYPES {
+            checked.that(!self.sets(key) || kinds.contains(&self.kind), key, || {
                 let bound = format!("left out for an emitter of type {}", self.kind.as_str());
                 ("set".to_owned(), bound)
             });
@@ -619,6 +638,12 @@ impl Bounded for EmitterConfig {
         }
         if self.kind == EmitterType::Otlp {
             check_otlp(checked, &self.to_otlp());
+        }
+        checked.filled("cluster", self.cluster.as_deref().unwrap_or("unset"), "a name");
+        if self.kind == EmitterType::Polku
+            && let Err(wrong) = self.to_polku()
+        {
+            checked.wrong.extend(wrong.fields);
         }
         if self.kind != EmitterType::File {
             return;
@@ -647,7 +672,7 @@ fn check_otlp(checked: &mut Checked, config: &OtlpConfig) {
 }
 
 impl EmitterConfig {
-    /// Whether it sets a key of [`OF_TYPE`].
+    /// Whether it sets a key of [`OF_TYPES`].
     fn sets(&self, key: &str) -> bool {
         match key {
             "format" => self.format.is_some(),
@@ -662,7 +687,8 @@ impl EmitterConfig {
             "compression" => self.compression.is_some(),
             "timeout" => self.timeout.is_some(),
             "max_request" => self.max_request.is_some(),
-            _ => self.traces.is_some(),
+            "traces" => self.traces.is_some(),
+            _ => self.cluster.is_some(),
         }
     }
 }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use vahti_exporters::store::{GATHERING, Store, StoreConfig, StoreError};
-use vahti_exporters::{FileEmitter, NoneEmitter, OtlpEmitter, StdoutEmitter};
+use vahti_exporters::{FileEmitter, NoneEmitter, OtlpEmitter, PolkuEmitter, StdoutEmitter};
 use vahti_runtime::delivery::EmitterHandle;
 use vahti_runtime::emitter::EventEmitter;
 
@@ -130,7 +130,7 @@ fn served(emitter: &EmitterConfig, config: &Config) -> vahti_runtime::delivery::
     let asked = config.backpressures().map(|b| b.drain_interval).min();
     let interval = emitter.drain_interval.or(asked);
     served.drain_interval = interval.map_or(served.drain_interval, |interval| interval.0);
-    if emitter.kind == EmitterType::Otlp {
+    if matches!(emitter.kind, EmitterType::Otlp | EmitterType::Polku) {
         // It gives up each of a batch's requests by itself.
         let timeout = emitter.timeout.map_or(Duration::ZERO, |timeout| timeout.0);
         served.emit_timeout = served.emit_timeout.max(4 * timeout);
@@ -188,6 +188,13 @@ fn factory(
             let target = emitter.to_otlp().target().map_err(|wrong| wrong.to_string())?;
             let make: Make = Box::new(move || {
                 Box::new(OtlpEmitter::new(&name, target.clone()).critical(critical))
+            });
+            Ok((make, None))
+        }
+        EmitterType::Polku => {
+            let target = emitter.to_polku().map_err(|wrong| wrong.to_string())?;
+            let make: Make = Box::new(move || {
+                Box::new(PolkuEmitter::new(&name, target.clone()).critical(critical))
             });
             Ok((make, None))
         }

@@ -101,7 +101,7 @@ fn wrong_usage_is_told_on_stderr_and_exits_64() {
         (&["rum"], "similar subcommand exists: 'run'"),
         (&["run", "--colour"], "unexpected argument '--colour'"),
         (&["run", "--observers", "netwrok"], "must be network or container; did you mean network?"),
-        (&["run", "--emit", "syslog"], "must be stdout, file=PATH, otlp=URL or none"),
+        (&["run", "--emit", "syslog"], "must be stdout, file=PATH, otlp=URL, polku=URL or none"),
         (&["run", "--format", "xml"], "must be text or json"),
         (&["run", "--log", "loud"], "off, error, warn, info, debug or trace"),
         (&["config", "check"], "required arguments were not provided"),

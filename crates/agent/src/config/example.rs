@@ -3,7 +3,7 @@
 use schemars::Schema;
 use serde_json::{Map, Value, json};
 
-use super::{Config, EmitterType, OF_TYPE, event_types, subtypes};
+use super::{Config, EmitterType, OF_TYPES, event_types, subtypes};
 
 /// How wide comments are, in characters.
 const WIDTH: usize = 78;
@@ -32,13 +32,18 @@ pub(crate) fn schema() -> Value {
 pub(super) fn describe_types(schema: &mut Schema) {
     let types = [EmitterType::Stdout, EmitterType::File, EmitterType::Otlp, EmitterType::None];
     let rules = types.map(|kind| {
-        let others = OF_TYPE.iter().filter(|(_, of)| *of != kind);
+        let others = OF_TYPES.iter().filter(|(_, of)| !of.contains(&kind));
         let left_out: Map<String, Value> =
             others.map(|(key, _)| ((*key).to_owned(), json!({"type": "null"}))).collect();
         let mut then = json!({"properties": left_out});
-        if kind == EmitterType::File {
-            then["required"] = json!(["path"]);
-            then["properties"]["path"] = json!({"type": "string"});
+        let required = match kind {
+            EmitterType::File => Some("path"),
+            EmitterType::Polku => Some("endpoint"),
+            _ => None,
+        };
+        if let Some(key) = required {
+            then["required"] = json!([key]);
+            then["properties"][key] = json!({"type": "string"});
         }
         json!({"if": {"properties": {"type": {"const": kind}}}, "then": then})
     });

@@ -51,6 +51,7 @@ pub(crate) enum Emit {
     Stdout,
     File(PathBuf),
     Otlp(String),
+    Polku(String),
     None,
 }
 
@@ -63,7 +64,8 @@ impl FromStr for Emit {
             None if text == "none" => Ok(Emit::None),
             Some(("file", path)) if !path.is_empty() => Ok(Emit::File(path.into())),
             Some(("otlp", url)) if !url.is_empty() => Ok(Emit::Otlp(url.to_owned())),
-            _ => Err("must be stdout, file=PATH, otlp=URL or none".to_owned()),
+            Some(("polku", url)) if !url.is_empty() => Ok(Emit::Polku(url.to_owned())),
+            _ => Err("must be stdout, file=PATH, otlp=URL, polku=URL or none".to_owned()),
         }
     }
 }
@@ -76,10 +78,11 @@ impl Emit {
             Emit::File(path) => {
                 EmitterConfig { path: Some(path.clone()), ..EmitterConfig::of(EmitterType::File) }
             }
-            Emit::Otlp(url) => EmitterConfig {
-                endpoint: Some(url.clone()),
-                ..EmitterConfig::of(EmitterType::Otlp)
-            },
+            Emit::Otlp(url) | Emit::Polku(url) => {
+                let is_otlp = matches!(self, Emit::Otlp(_));
+                let kind = if is_otlp { EmitterType::Otlp } else { EmitterType::Polku };
+                EmitterConfig { endpoint: Some(url.clone()), ..EmitterConfig::of(kind) }
+            }
         }
     }
 }

@@ -52,7 +52,7 @@ fn uncommented(kind: EmitterType) -> Config {
             |value: &str| value.starts_with('{') || (!value.contains(' ') && !value.ends_with('.'));
         let is_key = value.is_some_and(is_value)
             && key.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
-            && OF_TYPE.iter().all(|(of_type, of)| *of_type != key || *of == kind);
+            && OF_TYPES.iter().all(|(of_types, of)| *of_types != key || of.contains(&kind));
         let shown = if is_key { bare } else { text };
         yaml.push_str(&format!("{indent}{shown}\n"));
     }
@@ -67,6 +67,8 @@ fn what_the_example_comments_out_works_without_the_comment() {
     assert_eq!(file.emitters.0[0].name(), "audit");
     assert_eq!(file.emitters.0[0].keep, Some(5));
     assert_eq!(file.observers.network.sampling.rules[0].event_type, "network");
+    let polku = uncommented(EmitterType::Polku).emitters.0.remove(0);
+    assert_eq!(polku.cluster.as_deref(), Some("production"));
     let otlp = uncommented(EmitterType::Otlp).emitters.0.remove(0);
     assert_eq!(otlp.endpoint.as_deref(), Some("https://collector.example:4317"));
     assert_eq!(otlp.headers.len(), 1);
@@ -277,7 +279,7 @@ fn wrong_variables_are_told_with_what_they_may_be() {
         (
             "VAHTI_EMIT",
             "stdout,syslog",
-            "VAHTI_EMIT is \"syslog\", but must be stdout, file=PATH, otlp=URL or none",
+            "VAHTI_EMIT is \"syslog\", but must be stdout, file=PATH, otlp=URL, polku=URL or none",
         ),
         ("VAHTI_NODE_NAME", "a b", "VAHTI_NODE_NAME is \"a b\", but must be 1 to 253 letters"),
         (
@@ -319,7 +321,7 @@ fn one_mistake_is_told_once() {
     for (yaml, told) in [
         (
             "emitters: [{type: oltp}]",
-            "f:1:19: emitters[0].type is \"oltp\", but must be stdout, file, otlp or none; did you mean otlp?",
+            "f:1:19: emitters[0].type is \"oltp\", but must be stdout, file, otlp, polku or none; did you mean otlp?",
         ),
         ("emitters:\n- keep: 5\n", "f:2:3: emitters[0] lacks the key type"),
         ("emitters: [file]", "f:1:12: emitters[0] is \"file\", but must be a map of keys"),
