@@ -99,8 +99,8 @@ impl StoreMemory {
     pub const CURSOR_BYTES: usize = (CURSOR_CACHE_KIB << 10) + CONNECTION_BYTES + SETTLED_BYTES;
 
     /// What one that writes takes beside its pages: its connection, the list of
-    /// rows that leave at once, and the index of the write-ahead log.
-    /// And what it takes to look for damage.
+    /// rows that leave at once, the index of the write-ahead log, and what it
+    /// takes to look for damage.
     pub const WRITER_BYTES: usize =
         2 * CONNECTION_BYTES + check::CACHE_BYTES + (1 << 20) + (128 << 10);
 }
@@ -326,7 +326,7 @@ impl Store {
             unsure: None,
             sight: None,
             others_wrote: false,
-            check: Check::new(false),
+            check: Check::new(),
         };
         let shared = Arc::new(Shared {
             config,
@@ -414,13 +414,14 @@ impl Store {
 
     /// Notes that the agent is alive, so that a gap begins where it ended, looks
     /// whether the files are still as it left them, and lets go of what is too
-    /// old. Tries again to open the file, where that failed at the start. To be
-    /// called every few seconds.
+    /// old. Tries again to open the file, where that failed. To be called every
+    /// few seconds.
     pub fn tick(&self) {
         // Whoever commits is alive as well.
         let Some(mut inner) = self.shared.try_lock() else { return };
         let has_begun = || self.has_begun();
-        if !has_begun()
+        // Exporters are owed what is in it, also where nothing is committed.
+        if inner.writer.is_none()
             && let Err(why) = self.shared.ready(&mut inner)
         {
             tracing::debug!(%why, "the store can't be used yet");
@@ -433,7 +434,7 @@ impl Store {
             tracing::debug!(%error, "the store's lock can't be touched");
         }
         if inner.writer.is_some() && inner.check.take() {
-            check::begin(&self.shared);
+            check::begin(&self.shared, &mut inner.check);
         }
         let now = ClockPair::now().boot_ns;
         if !inner.is_more_old && now.saturating_sub(inner.aged_ns) < AGE_INTERVAL_NS {
@@ -569,7 +570,6 @@ impl Shared {
             });
             let gap = writer.begin(Some(before.unwrap_or_default()))?;
             self.view().gap_from_ns = gap;
-            inner.check = Check::new(gap.is_some());
             return Ok((writer, false));
         };
         let goes_on = take_over(&mut writer, books)?;
@@ -641,6 +641,10 @@ impl Shared {
                 if let Err(error) = self.look(inner, false) {
                     tracing::error!(%error, "a file that is gone can't be done without");
                 }
+                // It may be back, or have gone before it was looked at first.
+                if inner.writer.is_some() {
+                    self.close(inner, true);
+                }
             }
             Trouble::Corrupt(why) => {
                 if let Err(error) = self.set_aside(inner, &why) {
@@ -655,6 +659,10 @@ impl Shared {
         let mut inner = self.lock();
         if self.view().generation != generation {
             return;
+        }
+        if inner.writer.is_none() {
+            // Nothing of it can be set aside now.
+            inner.check.is_suspect();
         }
         self.note(&mut inner, trouble);
         if let Err(why) = self.ready(&mut inner) {
@@ -697,6 +705,9 @@ impl Shared {
         for _ in 0..2 {
             if inner.writer.is_none() {
                 self.ready(inner)?;
+                if mark.is_some() && inner.last == mark {
+                    return Ok(());
+                }
             }
             let Some(writer) = &mut inner.writer else { continue };
             let result = match writer.bound_log() {
@@ -721,13 +732,13 @@ impl Shared {
             // It may have been written all the same: the file knows.
             let last_seq = writer.books.last_seq() + batch.len() as u64;
             inner.unsure = mark.filter(|_| writer.is_unsure).map(|mark| (mark, last_seq));
-            let is_unsure = inner.unsure.is_some();
             let is_over = matches!(trouble, Trouble::Corrupt(_) | Trouble::Gone);
             let why = trouble.to_string();
             self.note(inner, trouble);
             if is_over {
                 continue;
             }
+            let is_unsure = inner.unsure.is_some();
             if is_unsure && self.ready(inner).is_ok() && inner.last == mark {
                 return Ok(());
             }

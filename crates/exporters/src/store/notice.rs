@@ -91,9 +91,14 @@ enum Finding {
 }
 
 impl Sight {
-    /// Of the files of a writer that has just written.
+    /// Of the files of a writer that has just written. Where another file has
+    /// just taken the place of its own, the sight before stands, which the next
+    /// look finds to be gone.
     pub(super) fn of(writer: &Writer, before: Option<&Sight>) -> Option<Self> {
-        let file = Look::at(&writer.file).ok()??;
+        let file = Look::at(&writer.file).ok()?;
+        let Some(file) = file.filter(|file| writer.is_of(file.identity)) else {
+            return before.cloned();
+        };
         let log = Look::at(&with_suffix(&writer.file, "-wal")).ok()?;
         // It changes with every write; which one it is does not.
         let index = match before {

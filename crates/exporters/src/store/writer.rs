@@ -164,7 +164,12 @@ impl Writer {
         exporters: &[String],
         began: ClockPair,
     ) -> Result<Opened, Trouble> {
+        let identity = notice::identity(file);
         let mut connection = medium.connect(file, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        if notice::identity(file) != identity {
+            // Nobody knows which of them it is.
+            return Err(Trouble::Gone);
+        }
         connection.execute_batch(
             "PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF; PRAGMA temp_store = MEMORY;",
         )?;
@@ -202,7 +207,7 @@ impl Writer {
         Ok(Opened::Ready(Box::new(Writer {
             connection,
             file: file.to_owned(),
-            identity: notice::identity(file),
+            identity,
             bytes,
             synchronous: medium.synchronous,
             busy: medium.busy,
@@ -215,6 +220,11 @@ impl Writer {
             is_unsure: false,
             line: Vec::new(),
         })))
+    }
+
+    /// Whether this is the file that is open.
+    pub(super) fn is_of(&self, identity: Identity) -> bool {
+        self.identity == Some(identity)
     }
 
     /// Notes that an agent runs. At its start it is told when the one before
@@ -305,11 +315,11 @@ impl Writer {
             .execute(params![signed(now.wall_ns), books.gap_from_ns.map(signed)])?;
         self.is_unsure = true;
         transaction.commit()?;
-        self.is_unsure = false;
         if notice::identity(&self.file) != self.identity {
-            // It went to a file that nobody else can see.
+            // It went to a file that nobody else can see, unless that comes back.
             return Err(Trouble::Gone);
         }
+        self.is_unsure = false;
         self.books = books;
         self.oldest = oldest;
         self.bytes = bytes;

@@ -284,6 +284,64 @@ fn what_was_committed_to_a_file_that_went_away_just_then_is_committed_to_the_nex
 }
 
 #[test]
+fn what_was_committed_while_the_file_was_away_for_a_moment_is_committed_once() {
+    let mut stage = Stage::new();
+    let (file, away) = (stage.at(DATABASE), stage.root.path().join("away"));
+    let events = batch(41, 5);
+    let mut inner = stage.store.shared.lock();
+    fs::rename(&file, &away).unwrap();
+    let writer = inner.writer.as_mut().unwrap();
+    let trouble = writer.commit(&events, None).unwrap_err();
+    assert!(matches!(trouble, writer::Trouble::Gone) && writer.is_unsure, "{trouble}");
+    inner.unsure = Mark::of(&events).map(|mark| (mark, 45));
+    fs::rename(&away, &file).unwrap();
+    stage.store.shared.note(&mut inner, trouble);
+    drop(inner);
+    commit(&stage.store, &events);
+    assert_eq!(kept(&stage.folder), (1..=45).collect::<Vec<_>>());
+    assert_exact(&stage.store, &stage.folder);
+    assert_eq!(stage.store.own_line().routed.envelopes, 45, "counted once");
+    assert_eq!(settle(&mut *stage.cursor, 100).len(), 35);
+}
+
+#[test]
+fn a_file_that_takes_the_place_of_the_one_that_is_open_is_never_taken_for_it() {
+    let stage = Stage::new();
+    replace(&stage, DATABASE, &copy_of(&stage, DATABASE));
+    let inner = stage.store.shared.lock();
+    let writer = inner.writer.as_ref().unwrap();
+    assert!(notice::Sight::of(writer, None).is_none());
+    let before = inner.sight.clone();
+    let sight = notice::Sight::of(writer, before.as_ref()).unwrap();
+    assert!(!sight.is_of(&stage.at(DATABASE)), "it is the one before");
+    drop(inner);
+    stage.lost_all(&["replaced"]);
+}
+
+#[test]
+fn what_an_exporter_is_owed_reaches_it_once_the_store_is_free_again_also_without_a_commit() {
+    let mut stage = Stage::new();
+    fs::remove_file(stage.at("lock")).unwrap();
+    let other = folder::Lock::take(&stage.folder, Duration::ZERO).unwrap();
+    stage.store.tick();
+    assert!(stage.store.shared.file().is_none(), "another agent has it");
+    stage.store.tick();
+    drop(other);
+    stage.store.tick();
+    assert!(stage.store.shared.file().is_some());
+    assert_eq!(settle(&mut *stage.cursor, 100).len(), 30);
+}
+
+#[test]
+fn a_pipe_in_the_place_of_the_file_is_not_waited_for() {
+    let stage = Stage::new();
+    fs::remove_file(stage.at(DATABASE)).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(stage.at(DATABASE)).status().unwrap();
+    assert!(made.success());
+    stage.lost_all(&["replaced"]);
+}
+
+#[test]
 fn what_was_put_in_the_place_of_the_file_stays_as_it_is_under_another_name() {
     let stage = Stage::new();
     let others = of_others(&stage);
