@@ -15,9 +15,11 @@ mod troubles;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use vahti_runtime::config::bounds::Checked;
 use vahti_runtime::durable::{DurableLog, Settled};
 use vahti_runtime::event::{AGENT_GAP, CONNECTION_REFUSED, ErrorInfo, PROCESS_CRASH, Severity};
 use vahti_runtime::ledger::DropReason;
+use vahti_runtime::units::ByteSize;
 
 use super::*;
 use crate::testing::{SmallDisk, emit};
