@@ -37,6 +37,7 @@ mod tests;
 use std::collections::HashMap;
 use std::future::ready;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -89,6 +90,8 @@ struct Shared {
     /// Looks through the file, while it does.
     checks: Mutex<Option<JoinHandle<()>>>,
     committed: watch::Sender<u64>,
+    /// How many emitters were made.
+    emitters: AtomicU64,
 }
 
 struct Inner {
@@ -100,6 +103,8 @@ struct Inner {
     aged_ns: u64,
     /// Not all that is too old was let go of at once.
     is_more_old: bool,
+    /// The newest emitter that has committed.
+    emitter: u64,
     /// The batch that was committed last.
     last: Option<Mark>,
     /// A batch that may have been committed, and which event is there then: the
@@ -203,6 +208,7 @@ impl Store {
             books: None,
             aged_ns: 0,
             is_more_old: false,
+            emitter: 0,
             last: None,
             unsure: None,
             sight: None,
@@ -221,6 +227,7 @@ impl Store {
             lines: Mutex::default(),
             checks: Mutex::default(),
             committed: watch::Sender::new(0),
+            emitters: AtomicU64::new(0),
         });
         let mut inner = shared.lock();
         match shared.lock_folder(&mut inner, patience) {
@@ -253,7 +260,8 @@ impl Store {
     /// What commits events.
     #[must_use]
     pub fn emitter(&self) -> StoreEmitter {
-        StoreEmitter { shared: Arc::clone(&self.shared) }
+        let number = self.shared.emitters.fetch_add(1, Ordering::Relaxed);
+        StoreEmitter { shared: Arc::clone(&self.shared), number }
     }
 
     /// Since when the agent before this one was not seen, if it did not end as
@@ -388,8 +396,14 @@ impl Shared {
         Some((view.file.clone()?, view.generation))
     }
 
-    fn commit(&self, batch: &[Arc<Event>]) -> Result<(), String> {
+    fn commit(&self, emitter: u64, batch: &[Arc<Event>]) -> Result<(), String> {
         let mut inner = self.lock();
+        // One that was left behind while it waited for the lock: whoever took over
+        // may have committed its batch long ago, and others since.
+        if emitter < inner.emitter {
+            return Err("another one has taken over".to_owned());
+        }
+        inner.emitter = emitter;
         // It knows what became of a commit that it could not tell of.
         self.ready(&mut inner)?;
         // After a call that took so long that it was left behind, its batch
@@ -512,6 +526,8 @@ impl Shared {
 /// Commits events to the store.
 pub struct StoreEmitter {
     shared: Arc<Shared>,
+    /// Which of all emitters it is: one that was left behind commits no more.
+    number: u64,
 }
 
 impl EventEmitter for StoreEmitter {
@@ -536,7 +552,7 @@ impl EventEmitter for StoreEmitter {
     }
 
     fn emit<'a>(&'a mut self, batch: &'a [Arc<Event>]) -> Emission<'a, EmitOutcome> {
-        let outcome = match self.shared.commit(batch) {
+        let outcome = match self.shared.commit(self.number, batch) {
             Ok(()) => EmitOutcome::Delivered,
             Err(reason) => EmitOutcome::Retryable { reason, retry_after: None },
         };

@@ -606,6 +606,22 @@ fn a_batch_that_comes_again_after_a_call_that_was_left_behind_is_not_kept_twice(
 }
 
 #[test]
+fn an_emitter_that_was_left_behind_commits_nothing_once_another_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), NOBODY);
+    let (first, second) = (batch(1, 3), batch(4, 3));
+    let (mut left, mut fresh) = (store.emitter(), store.emitter());
+    assert_eq!(emit(&mut left, &first), EmitOutcome::Delivered);
+    for batch in [&first, &second] {
+        assert_eq!(emit(&mut fresh, batch), EmitOutcome::Delivered);
+    }
+    // It waited for the lock all the time.
+    assert!(matches!(emit(&mut left, &first), EmitOutcome::Retryable { .. }));
+    assert_eq!(kept(folder.path()), (1..=6).collect::<Vec<_>>());
+    assert_exact(&store, folder.path());
+}
+
+#[test]
 fn a_path_with_a_nul_byte_is_no_path() {
     let wrong = Checked::of(&StoreConfig::at("/var/lib/va\0hti")).wrong;
     let told: Vec<String> = wrong.iter().map(ToString::to_string).collect();
