@@ -40,8 +40,8 @@ impl Check {
         Check { due_ns: 0 }
     }
 
-    /// Something is not as it should be.
-    pub(super) fn is_suspect(&mut self) {
+    /// Something is not as it should be: it is due at once.
+    pub(super) fn hurry(&mut self) {
         self.due_ns = 0;
     }
 

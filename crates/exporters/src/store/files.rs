@@ -172,7 +172,7 @@ impl Shared {
         }
         if inner.writer.is_none() {
             // Nothing of it can be set aside now.
-            inner.check.is_suspect();
+            inner.check.hurry();
         }
         self.note(&mut inner, trouble);
         if let Err(why) = self.ready(&mut inner) {

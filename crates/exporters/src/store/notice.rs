@@ -229,7 +229,7 @@ impl Shared {
             (Finding::Touched, Some(_)) => {
                 let file = shown(then.path());
                 tracing::warn!(%file, "another process has changed the store's files; opens them anew");
-                inner.check.is_suspect();
+                inner.check.hurry();
                 self.close(inner, true);
                 Ok(())
             }
