@@ -153,7 +153,9 @@ impl Reader {
         for second in [false, true] {
             let path = folder::file(store, second);
             match std::fs::metadata(&path) {
-                Ok(_) => {}
+                Ok(there) if there.is_file() => {}
+                // SQLite would wait for whoever writes to a pipe.
+                Ok(_) => return Err(ReadError::Foreign(path)),
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 Err(error) => {
                     let reason = Some(error.to_string());
