@@ -6,7 +6,6 @@ mod find;
 mod moment;
 mod pages;
 
-use std::fs::Metadata;
 use std::io::{self, IsTerminal};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -143,6 +142,10 @@ pub(crate) fn follow(
             }
             loop {
                 let end = reader.last_seq()?;
+                if end < seen {
+                    // The same file, and emptied: what is in it was not seen.
+                    seen = 0;
+                }
                 let (last, more, printed) = page(reader, seen)?;
                 match printed {
                     Ok(Printed::All) => {}
@@ -177,7 +180,7 @@ pub(crate) fn follow(
 /// What is followed: a folder, and which file stood in it when it was opened.
 pub(crate) struct Place {
     folder: PathBuf,
-    file: [Option<Identity>; 2],
+    file: Files,
 }
 
 /// Opens the store that is asked for, or the one there is, to follow it. One
@@ -224,15 +227,16 @@ fn is_written_to(folder: &Path, socket: Option<PathBuf>) -> bool {
     ledger.is_some_and(|ledger| ledger["store"]["path"] == store_path::shown(folder))
 }
 
-/// Tells a file from all that had its name before: some file systems give a
-/// number away again at once.
-type Identity = (u64, Option<SystemTime>);
+/// What tells the files that may be the store's from all others. A file that is
+/// removed may leave its number to the next one.
+type Files = [Option<(u64, u64, Option<SystemTime>)>; 2];
 
 /// Which file is the store's: the names stand in docs/store.md.
-fn identity(folder: &Path) -> [Option<Identity>; 2] {
-    let of = |meta: Metadata| (meta.ino(), meta.created().ok());
-    let names = ["events.db", "events-v1.db"];
-    names.map(|name| std::fs::metadata(folder.join(name)).ok().map(of))
+fn identity(folder: &Path) -> Files {
+    ["events.db", "events-v1.db"].map(|name| {
+        let meta = std::fs::metadata(folder.join(name)).ok()?;
+        Some((meta.dev(), meta.ino(), meta.created().ok()))
+    })
 }
 
 /// Prints what caused an event, and what it caused.

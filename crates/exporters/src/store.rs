@@ -114,6 +114,9 @@ struct Inner {
     sight: Option<Sight>,
     /// Another agent may have written to the file since it was open here.
     others_wrote: bool,
+    /// Another process was seen to write to the files before a commit: told, and
+    /// looked into, with the next close look.
+    was_touched: bool,
     check: Check,
 }
 
@@ -213,6 +216,7 @@ impl Store {
             unsure: None,
             sight: None,
             others_wrote: false,
+            was_touched: false,
             check: Check::new(),
         };
         let shared = Arc::new(Shared {
