@@ -9,7 +9,7 @@ mod pages;
 use std::io::{self, IsTerminal};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use vahti_exporters::store::{Filter, ReadError, Reader, Row, State};
 use vahti_exporters::{Format, to_text_line, wants_colour};
@@ -142,6 +142,10 @@ pub(crate) fn follow(
             }
             loop {
                 let end = reader.last_seq()?;
+                if end < seen {
+                    // The same file, and emptied: what is in it was not seen.
+                    seen = 0;
+                }
                 let (last, more, printed) = page(reader, seen)?;
                 match printed {
                     Ok(Printed::All) => {}
@@ -176,7 +180,7 @@ pub(crate) fn follow(
 /// What is followed: a folder, and which file stood in it when it was opened.
 pub(crate) struct Place {
     folder: PathBuf,
-    file: [Option<u64>; 2],
+    file: Files,
 }
 
 /// Opens the store that is asked for, or the one there is, to follow it. One
@@ -223,10 +227,16 @@ fn is_written_to(folder: &Path, socket: Option<PathBuf>) -> bool {
     ledger.is_some_and(|ledger| ledger["store"]["path"] == store_path::shown(folder))
 }
 
+/// What tells the files that may be the store's from all others. A file that is
+/// removed may leave its number to the next one.
+type Files = [Option<(u64, u64, Option<SystemTime>)>; 2];
+
 /// Which file is the store's: the names stand in docs/store.md.
-fn identity(folder: &Path) -> [Option<u64>; 2] {
-    let names = ["events.db", "events-v1.db"];
-    names.map(|name| std::fs::metadata(folder.join(name)).ok().map(|meta| meta.ino()))
+fn identity(folder: &Path) -> Files {
+    ["events.db", "events-v1.db"].map(|name| {
+        let meta = std::fs::metadata(folder.join(name)).ok()?;
+        Some((meta.dev(), meta.ino(), meta.created().ok()))
+    })
 }
 
 /// Prints what caused an event, and what it caused.
@@ -316,6 +326,28 @@ fn line_of(row: &Row, format: Format, colour: bool, out: &mut Vec<u8>) {
         _ => {
             out.extend_from_slice(escape_text(&row.json).as_bytes());
             out.push(b'\n');
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_was_removed_and_begun_anew_is_another() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut before = identity(folder.path());
+        assert_eq!(before, [None, None]);
+        for n in 0..5 {
+            std::fs::write(folder.path().join("events.db"), "").unwrap();
+            let now = identity(folder.path());
+            assert_eq!(now, identity(folder.path()), "whoever looks twice sees the same");
+            assert_ne!(now, before, "{n}");
+            before = now;
+            std::fs::remove_file(folder.path().join("events.db")).unwrap();
+            // Two ticks of the clock that files have their times from.
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 }

@@ -546,16 +546,32 @@ fn following_a_store_that_is_waited_for_ends_with_its_reader_and_with_its_agent(
 
 #[test]
 fn following_goes_on_with_a_file_that_was_begun_anew() {
+    following_goes_on_after(|folder| {
+        for name in ["events.db", "events.db-wal", "events.db-shm"] {
+            let path = folder.join(name);
+            drop(std::fs::rename(&path, path.with_extension("moved")));
+        }
+    });
+}
+
+#[test]
+fn following_goes_on_with_a_file_that_was_emptied() {
+    following_goes_on_after(|folder| {
+        std::fs::write(folder.join("events.db"), b"").unwrap();
+        for name in ["events.db-wal", "events.db-shm"] {
+            drop(std::fs::remove_file(folder.join(name)));
+        }
+    });
+}
+
+/// The agent ended, somebody did this to its files, and it was started again.
+fn following_goes_on_after(befalls: impl Fn(&Path)) {
     let mut kept = Kept::with((0..5).map(refused).collect());
     let (child, mut lines) = spawn(kept.folder.path(), &["events", "--limit", "1", "--follow"]);
     line(&mut lines);
     let other = Kept::new();
-    // The agent ended, somebody moved the file away, and it was started again.
     std::mem::replace(&mut kept.store, other.store.clone()).end();
-    for name in ["events.db", "events.db-wal", "events.db-shm"] {
-        let path = kept.folder.path().join(name);
-        drop(std::fs::rename(&path, path.with_extension("moved")));
-    }
+    befalls(kept.folder.path());
     kept.store =
         Store::open(StoreConfig::at(kept.folder.path()), Vec::new(), Duration::from_secs(5))
             .unwrap();

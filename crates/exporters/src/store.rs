@@ -9,16 +9,20 @@
 //!
 //! A disk that is full, a folder that can't be written to, another process's
 //! lock, or its transaction that was left open until the write-ahead log is
-//! beyond its share, make it fail for now: events wait in their lanes, whose policies decide
-//! what goes. A file that can't be read is set aside under a dated name and a
-//! fresh one is begun; one that is taken away or replaced under the agent is
-//! noticed, and what was in it is counted. None of it stops the agent.
+//! beyond its share, make it fail for now: events wait in their lanes, whose
+//! policies decide what goes. A file that can't be read is set aside under a
+//! dated name and a fresh one is begun; one that is taken away or replaced under
+//! the agent is noticed, and what was in it is counted. None of it stops the
+//! agent.
 //!
-//! What it never does: delete a file that it can't read, or write to one that a
-//! newer version left.
+//! What it never does: delete a file because it can't read it (of those that it
+//! set aside, three stay), or write to one that a newer version left.
 
 mod books;
 mod check;
+mod config;
+mod evict;
+mod files;
 mod folder;
 mod log;
 mod notice;
@@ -32,151 +36,29 @@ mod tests;
 
 use std::collections::HashMap;
 use std::future::ready;
-use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use vahti_runtime::clock::ClockPair;
-use vahti_runtime::config::bounds::{Bounded, Checked, describe};
 use vahti_runtime::emitter::{Emission, EmitOutcome, EventEmitter};
 use vahti_runtime::event::{Event, Priority, escape};
 use vahti_runtime::ids::EventId;
 use vahti_runtime::ledger::{LaneLine, Tally};
-use vahti_runtime::units::{ByteSize, HumanDuration};
 
 use self::books::{Books, OWN, Passed};
 use self::check::Check;
-use self::folder::{Aside, Lock};
+use self::folder::Lock;
 use self::log::{Line, Parked};
 use self::notice::Sight;
-use self::writer::{Before, Ledger, Medium, Opened, Trouble, Writer};
+use self::writer::{Ledger, Medium, Trouble, Writer};
 
+pub use self::config::{StoreConfig, StoreError, StoreMemory};
 pub use self::reader::{Filter, ReadError, Reader, Row, Snapshot};
 pub use self::state::{Contents, Owes, State};
-
-/// What can be set about the store.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-#[schemars(transform = describe::<StoreConfig>)]
-pub struct StoreConfig {
-    /// Its folder, which belongs to the store alone; made with mode 0700.
-    pub path: PathBuf,
-    /// How large it may become, write-ahead log included: 8MiB to 1024GiB.
-    #[serde(default = "default_max_bytes")]
-    pub max_bytes: ByteSize,
-    /// How long events are kept: 1m to 3660d.
-    #[serde(default = "default_max_age")]
-    pub max_age: HumanDuration,
-    /// What of it may be in memory.
-    #[serde(skip)]
-    pub memory: StoreMemory,
-}
-
-/// How much memory a store may take, beside the batch that it is handed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StoreMemory {
-    /// Pages of the file, for whoever writes.
-    pub cache_bytes: usize,
-    /// Events that an exporter is owed and that were read, for each exporter; as
-    /// many bytes of their rows are looked at, and one event of each priority at
-    /// least.
-    pub window_bytes: usize,
-}
-
-impl Default for StoreMemory {
-    fn default() -> Self {
-        StoreMemory { cache_bytes: 4 << 20, window_bytes: 4 << 20 }
-    }
-}
-
-impl StoreMemory {
-    /// What one that reads for an exporter takes beside its events.
-    pub const CURSOR_BYTES: usize = (CURSOR_CACHE_KIB << 10) + CONNECTION_BYTES + SETTLED_BYTES;
-
-    /// What one that writes takes beside its pages: its connection, the list of
-    /// rows that leave at once, and the index of the write-ahead log.
-    /// And what it takes to look for damage.
-    pub const WRITER_BYTES: usize =
-        2 * CONNECTION_BYTES + check::CACHE_BYTES + (1 << 20) + (128 << 10);
-}
-
-/// Pages that are kept by one that reads for an exporter.
-const CURSOR_CACHE_KIB: usize = 256;
-
-/// What is remembered of events that are settled while one before them is not:
-/// of four batches of 512, of each priority.
-const SETTLED_BYTES: usize = 2 * 4 * 512 * 128;
-
-/// A connection with its schema, its statements and what SQLite keeps ready for
-/// it: some 120 KB were measured.
-const CONNECTION_BYTES: usize = 128 << 10;
-
-fn default_max_bytes() -> ByteSize {
-    ByteSize::mib(256)
-}
-
-fn default_max_age() -> HumanDuration {
-    HumanDuration(Duration::from_secs(7 * 86_400))
-}
-
-impl StoreConfig {
-    /// The defaults for this folder: 256 MiB, seven days.
-    #[must_use]
-    pub fn at(path: impl Into<PathBuf>) -> Self {
-        StoreConfig {
-            path: path.into(),
-            max_bytes: default_max_bytes(),
-            max_age: default_max_age(),
-            memory: StoreMemory::default(),
-        }
-    }
-}
-
-impl Bounded for StoreConfig {
-    fn sample() -> Self {
-        StoreConfig::at("/var/lib/vahti")
-    }
-
-    fn check(&self, checked: &mut Checked) {
-        let path = self.path.as_os_str().as_encoded_bytes();
-        checked.filled("path", &self.path.to_string_lossy(), "the path of a folder");
-        let told = || (format!("\"{}\"", escape(path)), "a path without a NUL byte".to_owned());
-        checked.that(!path.contains(&0), "path", told);
-        checked.size("max_bytes", self.max_bytes, 8 << 20, 1 << 40);
-        checked.duration("max_age", self.max_age, 60_000, 3_660 * 86_400_000);
-    }
-}
-
-/// Why there is no store.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// Another agent has it.
-    #[error(
-        "another vahti{} has the store {}: stop it, or give this one a store of its own with \
-         --store", pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default(), shown(folder)
-    )]
-    InUse {
-        /// The folder.
-        folder: PathBuf,
-        /// The other's process id, where it can be read.
-        pid: Option<u32>,
-    },
-    /// Something can't be read or written.
-    #[error("cannot {operation} {}: {error}", shown(path))]
-    Io {
-        /// What was tried.
-        operation: &'static str,
-        /// With which file.
-        path: PathBuf,
-        /// What went wrong.
-        error: io::Error,
-    },
-}
 
 fn shown(path: &Path) -> std::borrow::Cow<'_, str> {
     escape(path.as_os_str().as_encoded_bytes())
@@ -208,6 +90,8 @@ struct Shared {
     /// Looks through the file, while it does.
     checks: Mutex<Option<JoinHandle<()>>>,
     committed: watch::Sender<u64>,
+    /// How many emitters were made.
+    emitters: AtomicU64,
 }
 
 struct Inner {
@@ -219,6 +103,8 @@ struct Inner {
     aged_ns: u64,
     /// Not all that is too old was let go of at once.
     is_more_old: bool,
+    /// The newest emitter that has committed.
+    emitter: u64,
     /// The batch that was committed last.
     last: Option<Mark>,
     /// A batch that may have been committed, and which event is there then: the
@@ -228,6 +114,9 @@ struct Inner {
     sight: Option<Sight>,
     /// Another agent may have written to the file since it was open here.
     others_wrote: bool,
+    /// Another process was seen to write to the files before a commit: told, and
+    /// looked into, with the next close look.
+    was_touched: bool,
     check: Check,
 }
 
@@ -322,11 +211,13 @@ impl Store {
             books: None,
             aged_ns: 0,
             is_more_old: false,
+            emitter: 0,
             last: None,
             unsure: None,
             sight: None,
             others_wrote: false,
-            check: Check::new(false),
+            was_touched: false,
+            check: Check::new(),
         };
         let shared = Arc::new(Shared {
             config,
@@ -340,6 +231,7 @@ impl Store {
             lines: Mutex::default(),
             checks: Mutex::default(),
             committed: watch::Sender::new(0),
+            emitters: AtomicU64::new(0),
         });
         let mut inner = shared.lock();
         match shared.lock_folder(&mut inner, patience) {
@@ -372,7 +264,8 @@ impl Store {
     /// What commits events.
     #[must_use]
     pub fn emitter(&self) -> StoreEmitter {
-        StoreEmitter { shared: Arc::clone(&self.shared) }
+        let number = self.shared.emitters.fetch_add(1, Ordering::Relaxed);
+        StoreEmitter { shared: Arc::clone(&self.shared), number }
     }
 
     /// Since when the agent before this one was not seen, if it did not end as
@@ -397,7 +290,8 @@ impl Store {
         LaneLine::durable("store", OWN, &self.shared.view().books.own.counts)
     }
 
-    /// How many files could not be read and were set aside since the start.
+    /// How many files were set aside since the start: they could not be read, or
+    /// were put in the place of the agent's.
     #[must_use]
     pub fn set_aside(&self) -> u64 {
         self.shared.view().set_aside
@@ -414,13 +308,14 @@ impl Store {
 
     /// Notes that the agent is alive, so that a gap begins where it ended, looks
     /// whether the files are still as it left them, and lets go of what is too
-    /// old. Tries again to open the file, where that failed at the start. To be
-    /// called every few seconds.
+    /// old. Tries again to open the file, where that failed. To be called every
+    /// few seconds.
     pub fn tick(&self) {
         // Whoever commits is alive as well.
         let Some(mut inner) = self.shared.try_lock() else { return };
         let has_begun = || self.has_begun();
-        if !has_begun()
+        // Exporters are owed what is in it, also where nothing is committed.
+        if inner.writer.is_none()
             && let Err(why) = self.shared.ready(&mut inner)
         {
             tracing::debug!(%why, "the store can't be used yet");
@@ -433,7 +328,7 @@ impl Store {
             tracing::debug!(%error, "the store's lock can't be touched");
         }
         if inner.writer.is_some() && inner.check.take() {
-            check::begin(&self.shared);
+            check::begin(&self.shared, &mut inner.check);
         }
         let now = ClockPair::now().boot_ns;
         if !inner.is_more_old && now.saturating_sub(inner.aged_ns) < AGE_INTERVAL_NS {
@@ -505,175 +400,14 @@ impl Shared {
         Some((view.file.clone()?, view.generation))
     }
 
-    fn lock_folder(&self, inner: &mut Inner, patience: Duration) -> Result<(), StoreError> {
-        folder::make(&self.config.path)?;
-        inner.lock = Some(Lock::take(&self.config.path, patience)?);
-        folder::look_at_rights(&self.config.path);
-        Ok(())
-    }
-
-    /// Has a file open to write to: the one that stands in the folder.
-    fn ready(&self, inner: &mut Inner) -> Result<(), String> {
-        self.hold_lock(inner)?;
-        self.look(inner, false)?;
-        if inner.writer.is_some() {
-            return Ok(());
-        }
-        let (writer, goes_on) = match self.begin(inner) {
-            Ok(begun) => begun,
-            Err(trouble @ (Trouble::Later(_) | Trouble::Gone)) => return Err(trouble.why()),
-            Err(Trouble::Corrupt(why)) => {
-                self.set_aside(inner, &why)?;
-                self.begin(inner).map_err(Trouble::why)?
-            }
-        };
-        if let Some(Err(error)) = inner.lock.as_mut().map(Lock::sign) {
-            tracing::debug!(%error, "the store's lock can't be signed");
-        }
-        let is_same = goes_on
-            && !inner.have_others_written(writer.books.last_seq())
-            && inner.sight.as_ref().is_some_and(|sight| sight.is_of(&writer.file));
-        inner.books = None;
-        inner.others_wrote = false;
-        let mut view = self.view();
-        if !is_same {
-            view.generation += 1;
-        }
-        view.file = Some(writer.file.clone());
-        // What a cursor finds there is what this generation's accounts say.
-        view.books = writer.books.clone();
-        drop(view);
-        let unsure = inner.unsure.take();
-        if !is_same {
-            inner.last = None;
-        } else if let Some((mark, last_seq)) = unsure
-            && writer.books.last_seq() >= last_seq
-            && !writer.holds_another(last_seq, &mark.last.1).unwrap_or(true)
-        {
-            inner.last = Some(mark);
-        }
-        inner.sight = None;
-        inner.writer = Some(writer);
-        self.publish(inner);
-        Ok(())
-    }
-
-    /// Opens the file and notes that an agent runs; whether it is the one that
-    /// was open before, with all that was in it.
-    fn begin(&self, inner: &mut Inner) -> Result<(Box<Writer>, bool), Trouble> {
-        let mut writer = self.open_file()?;
-        let Some(books) = inner.books.clone() else {
-            let before = inner.lock.as_ref().map(|lock| Before {
-                alive_ns: lock.last_alive_ns(),
-                left_the_lock: lock.was_left(),
-            });
-            let gap = writer.begin(Some(before.unwrap_or_default()))?;
-            self.view().gap_from_ns = gap;
-            inner.check = Check::new(gap.is_some());
-            return Ok((writer, false));
-        };
-        let goes_on = take_over(&mut writer, books)?;
-        writer.begin(None)?;
-        if !goes_on {
-            let lost = writer.books.own.lost().occurrences;
-            tracing::error!(
-                lost,
-                "what was in the store's file is lost, and counted as store_lost"
-            );
-        }
-        Ok((writer, goes_on))
-    }
-
-    fn open_file(&self) -> Result<Box<Writer>, Trouble> {
-        let known = self.view().file.clone();
-        for newer in [false, true] {
-            let file = folder::file(&self.config.path, newer);
-            if known.as_ref() != Some(&file) || !file.exists() {
-                // Not where cursors may have it open: whoever closes a file lets
-                // go of all locks that his process has on it, SQLite's too, and
-                // the next `sqlite3` that ends would take itself for the last
-                // one and remove the log that commits go to.
-                folder::make_file(&file)?;
-                if let Some(version) = schema::newer_at_a_glance(&file) {
-                    let file = shown(&file);
-                    tracing::warn!(%file, version, "a newer vahti writes this file; left as it is");
-                    continue;
-                }
-            }
-            match Writer::open(&file, &self.medium, &self.config, &self.exporters, self.began)? {
-                Opened::Ready(writer) => return Ok(writer),
-                Opened::Newer(version) => {
-                    let file = shown(&file);
-                    tracing::warn!(%file, version, "a newer vahti writes this file; left as it is");
-                }
-            }
-        }
-        Err(Trouble::Later("newer versions of vahti have taken both names of the file".to_owned()))
-    }
-
-    fn set_aside(&self, inner: &mut Inner, why: &str) -> Result<(), String> {
-        let open = inner.sight.as_ref().map(|sight| sight.path().to_owned());
-        self.close(inner, true);
-        let file = open.unwrap_or_else(|| {
-            let first = folder::file(&self.config.path, false);
-            let is_newer = schema::newer_at_a_glance(&first).is_some();
-            folder::file(&self.config.path, is_newer)
-        });
-        let aside = folder::set_aside(&file, Aside::Corrupt, ClockPair::now().wall_ns)
-            .map_err(|error| error.to_string())?;
-        inner.sight = None;
-        self.view().set_aside += 1;
-        let (file, aside) = (shown(&file), shown(&aside));
-        tracing::error!(%file, why, "can't be read; it is {aside} now, and a fresh one is begun");
-        Ok(())
-    }
-
-    /// Takes note of trouble; afterwards the file is opened anew.
-    fn note(&self, inner: &mut Inner, trouble: Trouble) {
-        let Some(writer) = &inner.writer else { return };
-        match trouble {
-            Trouble::Later(_) => {
-                // Cursors keep what they have open of it.
-                inner.books = Some(writer.books.clone());
-                inner.writer = None;
-            }
-            Trouble::Gone => {
-                if let Err(error) = self.look(inner, false) {
-                    tracing::error!(%error, "a file that is gone can't be done without");
-                }
-            }
-            Trouble::Corrupt(why) => {
-                if let Err(error) = self.set_aside(inner, &why) {
-                    tracing::error!(%error, "a file that can't be read can't be set aside");
-                }
-            }
-        }
-    }
-
-    /// A reader found that a file can't be read.
-    fn found_out(&self, generation: u64, trouble: Trouble) {
+    fn commit(&self, emitter: u64, batch: &[Arc<Event>]) -> Result<(), String> {
         let mut inner = self.lock();
-        if self.view().generation != generation {
-            return;
+        // One that was left behind while it waited for the lock: whoever took over
+        // may have committed its batch long ago, and others since.
+        if emitter < inner.emitter {
+            return Err("another one has taken over".to_owned());
         }
-        self.note(&mut inner, trouble);
-        if let Err(why) = self.ready(&mut inner) {
-            tracing::error!(%why, "a fresh file can't be begun yet");
-        }
-    }
-
-    fn publish(&self, inner: &mut Inner) {
-        let Some(writer) = &inner.writer else { return };
-        inner.sight = Sight::of(writer, inner.sight.as_ref());
-        let seq = writer.books.last_seq();
-        self.view().books = writer.books.clone();
-        if *self.committed.borrow() != seq {
-            self.committed.send_replace(seq);
-        }
-    }
-
-    fn commit(&self, batch: &[Arc<Event>]) -> Result<(), String> {
-        let mut inner = self.lock();
+        inner.emitter = emitter;
         // It knows what became of a commit that it could not tell of.
         self.ready(&mut inner)?;
         // After a call that took so long that it was left behind, its batch
@@ -697,6 +431,9 @@ impl Shared {
         for _ in 0..2 {
             if inner.writer.is_none() {
                 self.ready(inner)?;
+                if mark.is_some() && inner.last == mark {
+                    return Ok(());
+                }
             }
             let Some(writer) = &mut inner.writer else { continue };
             let result = match writer.bound_log() {
@@ -721,13 +458,13 @@ impl Shared {
             // It may have been written all the same: the file knows.
             let last_seq = writer.books.last_seq() + batch.len() as u64;
             inner.unsure = mark.filter(|_| writer.is_unsure).map(|mark| (mark, last_seq));
-            let is_unsure = inner.unsure.is_some();
             let is_over = matches!(trouble, Trouble::Corrupt(_) | Trouble::Gone);
             let why = trouble.to_string();
             self.note(inner, trouble);
             if is_over {
                 continue;
             }
+            let is_unsure = inner.unsure.is_some();
             if is_unsure && self.ready(inner).is_ok() && inner.last == mark {
                 return Ok(());
             }
@@ -790,27 +527,11 @@ impl Shared {
     }
 }
 
-/// After the file was closed for a while, or replaced, the accounts go on;
-/// whether it is the same one.
-fn take_over(writer: &mut Writer, books: Books) -> Result<bool, Trouble> {
-    let there = writer.books.last_seq();
-    if there >= books.last_seq() {
-        // The same file as before, with all that was written to it.
-        writer.books.gone_to = books.gone_to;
-        return Ok(true);
-    }
-    if there > 0 {
-        // Somebody took its log away, or put an older copy in its place.
-        return Err(writer::older());
-    }
-    writer.books = books;
-    writer.books.lose_all();
-    Ok(false)
-}
-
 /// Commits events to the store.
 pub struct StoreEmitter {
     shared: Arc<Shared>,
+    /// Which of all emitters it is: one that was left behind commits no more.
+    number: u64,
 }
 
 impl EventEmitter for StoreEmitter {
@@ -835,7 +556,7 @@ impl EventEmitter for StoreEmitter {
     }
 
     fn emit<'a>(&'a mut self, batch: &'a [Arc<Event>]) -> Emission<'a, EmitOutcome> {
-        let outcome = match self.shared.commit(batch) {
+        let outcome = match self.shared.commit(self.number, batch) {
             Ok(()) => EmitOutcome::Delivered,
             Err(reason) => EmitOutcome::Retryable { reason, retry_after: None },
         };

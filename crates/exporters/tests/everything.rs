@@ -8,8 +8,8 @@
 //! from the file, apart from the ledger.
 //!
 //! `VAHTI_EVERYTHING_CASES=500` tries more of them, `VAHTI_EVERYTHING_SEED=7`
-//! begins with that one. A seed gives the same plan; what threads make of it
-//! differs from run to run.
+//! begins with that one, in place of the first. A seed gives the same plan; what
+//! threads make of it differs from run to run.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 #[path = "everything/faults.rs"]
@@ -26,7 +26,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use faults::Random;
 use life::{Life, Setting, durable};
@@ -119,8 +119,7 @@ fn try_seed(seed: u64) -> Result<(), String> {
 #[test]
 fn whatever_fails_every_ledger_adds_up_and_nothing_committed_is_lost() {
     let cases = number("VAHTI_EVERYTHING_CASES").unwrap_or(80);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
-    let first = number("VAHTI_EVERYTHING_SEED").unwrap_or(now);
+    let first = number("VAHTI_EVERYTHING_SEED").unwrap_or(1);
     let next = AtomicU64::new(0);
     let failed: Vec<String> = std::thread::scope(|scope| {
         let work = || {

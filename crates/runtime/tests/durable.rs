@@ -539,7 +539,7 @@ async fn a_shutdown_does_not_wait_for_an_emitter_that_fails() {
     until(|| wire.tries() == 1).await;
     let begun = Instant::now();
     assert!(end_within(&emitter, Duration::from_secs(20)).await);
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
     assert_eq!(wire.tries(), 2, "it is tried once more");
     let line = assert_exact(&emitter);
     assert_eq!(
@@ -612,7 +612,9 @@ async fn a_log_that_does_not_answer_is_told_and_in_the_end_the_emitter_is_stuck(
         let watcher = tokio::spawn(emitter.supervise());
         let told = |state| matches!(state, EmitterState::Failing(why) if why.contains("the store"));
         until(|| told(emitter.state())).await;
-        assert!(!emitter.is_stuck(), "not at once");
+        // In this order: a test that is held up here must not tell of it.
+        let is_stuck = emitter.is_stuck();
+        assert!(!is_stuck || begun.elapsed() >= 5 * limit, "not at once");
         until(|| emitter.is_stuck()).await;
         assert!(begun.elapsed() >= 5 * limit, "not before calls that never return would be");
         assert_eq!(emitter.taken_over(), 0, "a fresh one would wait for the same log");
@@ -636,7 +638,7 @@ async fn a_log_that_does_not_answer_does_not_hold_up_a_shutdown() {
     until(|| log.lock().read.is_empty()).await;
     let begun = Instant::now();
     assert!(!end_within(&emitter, Duration::from_millis(100)).await, "it is left behind");
-    assert!(begun.elapsed() < Duration::from_secs(2));
+    assert!(begun.elapsed() < Duration::from_secs(10));
     assert_eq!(assert_exact(&emitter).stored.envelopes, 1);
     log.gate.open();
 }
@@ -667,7 +669,7 @@ async fn a_log_that_is_down_at_a_shutdown_does_not_hold_it_up() {
     until(|| matches!(emitter.state(), EmitterState::Failing(_))).await;
     let begun = Instant::now();
     assert!(end_within(&emitter, Duration::from_secs(20)).await);
-    assert!(begun.elapsed() < Duration::from_secs(2));
+    assert!(begun.elapsed() < Duration::from_secs(10));
     assert_eq!(assert_exact(&emitter).stored.envelopes, 1);
 }
 

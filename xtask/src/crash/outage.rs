@@ -9,8 +9,7 @@ use super::load::Load;
 use super::proof::{Proof, Start};
 use super::{figure, rounds};
 
-/// What the agent may have in memory: its budget, a fifth more, and what the
-/// program itself takes.
+/// What the agent divides among all that it has in memory.
 pub(super) const BUDGET: u64 = 64 << 20;
 
 /// Commits so many events that nobody takes, then has the exporter's disk back.

@@ -61,7 +61,8 @@ pub(crate) struct Owed {
     oldest: Option<String>,
 }
 
-/// A file that could not be read.
+/// A file that could not be read, or that somebody put in the place of the
+/// agent's.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct Aside {
     file: String,
@@ -91,6 +92,7 @@ pub(crate) struct StoreReport {
     newest: Option<String>,
     owed: Vec<Owed>,
     set_aside: Vec<Aside>,
+    replaced: Vec<Aside>,
     findings: Vec<Finding>,
 }
 
@@ -110,6 +112,7 @@ pub(crate) fn report(config: &Config, ledger: Option<&Value>) -> StoreReport {
         newest: None,
         owed: Vec::new(),
         set_aside: Vec::new(),
+        replaced: Vec::new(),
         findings: Vec::new(),
     };
     if config.store.is_off() {
@@ -162,6 +165,12 @@ fn saving(file: &str) -> String {
         "save what can be read: sqlite3 '{file}' 'SELECT event FROM events ORDER BY seq' > \
          saved.jsonl, and with DESC what lies behind the damage"
     )
+}
+
+/// What a file was put in the place of.
+fn replaced_name(file: &str) -> &str {
+    let name = file.rsplit('/').next().unwrap_or(file);
+    name.split_once(".replaced-").map_or(name, |(name, _)| name)
 }
 
 /// Whether SQLite says that the file is not what it should be, and not that it
@@ -249,6 +258,19 @@ impl StoreReport {
             self.find(StoreState::Degraded, why, Some(remedy));
             self.set_aside.push(Aside { file, bytes });
         }
+        for (file, bytes) in state.replaced {
+            let file = shown(&file);
+            let why = format!(
+                "{file} was put in the place of the agent's file while it ran ({})",
+                size(bytes)
+            );
+            let remedy = format!(
+                "to use it: stop the agent, rename it to {}, start it; else rm '{file}'*",
+                replaced_name(&file)
+            );
+            self.find(StoreState::Degraded, why, Some(remedy));
+            self.replaced.push(Aside { file, bytes });
+        }
     }
 
     fn look_at_room(&mut self, free: u64) {
@@ -279,10 +301,16 @@ impl StoreReport {
         let file = shown(&contents.file);
         if let Some(said) = contents.damage {
             let why = format!("{file} is damaged: {}", said.replace('\n', " "));
-            let anew = format!("{}; rm -f '{file}' '{file}-wal' '{file}-shm'", saving(&file));
             let remedy = match agent {
-                Some(_) => format!("stop the agent; {anew}; start it"),
-                None => format!("before the agent is started: {anew}"),
+                Some(_) => {
+                    "the agent sets the file aside by itself and begins a fresh one, within \
+                            a day or at its next start: restart it to have it done now"
+                        .to_owned()
+                }
+                None => format!(
+                    "before an agent is started: {}; rm -f '{file}' '{file}-wal' '{file}-shm'",
+                    saving(&file)
+                ),
             };
             self.find(StoreState::Degraded, why, Some(remedy));
         }
@@ -451,14 +479,18 @@ mod tests {
         fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::write(folder.path().join("events.db"), "no database").unwrap();
         fs::write(folder.path().join("events.db.corrupt-20261122T140000Z"), "x").unwrap();
+        fs::write(folder.path().join("events.db.replaced-20261122T150000Z"), "xy").unwrap();
+        fs::write(folder.path().join("events.db.replaced-20261122T150000Z-wal"), "z").unwrap();
         let (report, text) = look(folder.path());
         assert_eq!(report.state, StoreState::Degraded);
-        assert_eq!(report.set_aside.len(), 1);
+        assert_eq!((report.set_aside.len(), report.replaced.len()), (1, 1));
         for told in [
             "others may enter it (mode 0755) do: chmod 0700 ",
             "file is not a database do: nothing: `vahti run` sets aside",
             "events.db.corrupt-20261122T140000Z could not be read and was set aside (1 B)",
             "'SELECT event FROM events ORDER BY seq' > saved.jsonl, and with DESC",
+            "T150000Z was put in the place of the agent's file while it ran (3 B) do: to use it: \
+             stop the agent, rename it to events.db, start it; else rm '",
         ] {
             assert!(text.contains(told), "{told:?} is missing in {text}");
         }
@@ -492,6 +524,31 @@ mod tests {
         let (state, text) = look(true, json!([]));
         assert_eq!(state, StoreState::Degraded);
         assert!(text.contains("do: restart the agent: it sets aside"), "{text}");
+    }
+
+    #[test]
+    fn damage_is_mended_by_an_agent_that_runs_and_otherwise_by_hand() {
+        let folder = folder();
+        for (agent, expected) in [
+            (Some(7), "within a day or at its next start: restart it to have it done now"),
+            (None, "before an agent is started: save what can be read: sqlite3 '"),
+        ] {
+            let (mut report, _) = look(folder.path());
+            let damaged = Contents {
+                file: folder.path().join("events.db"),
+                events: 1,
+                span_ns: None,
+                owed: Vec::new(),
+                running: true,
+                damage: Some("Tree 2 page 9".to_owned()),
+                checked: true,
+            };
+            report.look_into(damaged, agent);
+            let finding = &report.findings[0];
+            assert!(finding.why.ends_with("events.db is damaged: Tree 2 page 9"), "{finding:?}");
+            assert!(finding.remedy.as_ref().unwrap().contains(expected), "{finding:?}");
+            assert_eq!(report.state, StoreState::Degraded);
+        }
     }
 
     #[test]

@@ -1,5 +1,5 @@
-//! Looks for damage in the whole file: after an unclean end, once a day, and
-//! where somebody else wrote to it.
+//! Looks for damage in the whole file: after a start, once a day, and where
+//! somebody else wrote to it.
 //!
 //! On a thread and with a connection of its own, beside commits. While it reads
 //! the write-ahead log can't begin anew, so it gives up where that grows, or
@@ -35,14 +35,13 @@ pub(super) struct Check {
 }
 
 impl Check {
-    /// After a start.
-    pub(super) fn new(was_unclean: bool) -> Self {
-        let now = ClockPair::now().boot_ns;
-        Check { due_ns: if was_unclean { now } else { now + DAY_NS } }
+    /// After a start: at once, so that a restart has it done.
+    pub(super) fn new() -> Self {
+        Check { due_ns: 0 }
     }
 
-    /// Something is not as it should be.
-    pub(super) fn is_suspect(&mut self) {
+    /// Something is not as it should be: it is due at once.
+    pub(super) fn hurry(&mut self) {
         self.due_ns = 0;
     }
 
@@ -70,7 +69,7 @@ pub(super) enum Found {
 }
 
 /// Looks through the file that is open, beside everything else.
-pub(super) fn begin(shared: &Arc<Shared>) {
+pub(super) fn begin(shared: &Arc<Shared>, check: &mut Check) {
     let Some((file, generation)) = shared.file() else { return };
     // Where nobody reads it comes to half of its share.
     let log_bytes = writer::wal_bytes(shared.config.max_bytes.0) / 4 * 3;
@@ -78,7 +77,7 @@ pub(super) fn begin(shared: &Arc<Shared>) {
         Ok(line) => line,
         Err(why) => {
             tracing::warn!(%why, "the store can't be looked through for damage");
-            return;
+            return check.put_off();
         }
     };
     let weak = Arc::downgrade(shared);
@@ -95,7 +94,10 @@ pub(super) fn begin(shared: &Arc<Shared>) {
             // The one before is over long since.
             *shared.checks.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         }
-        Err(error) => tracing::warn!(%error, "the store can't be looked through for damage"),
+        Err(error) => {
+            tracing::warn!(%error, "the store can't be looked through for damage");
+            check.put_off();
+        }
     }
 }
 

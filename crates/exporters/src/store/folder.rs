@@ -64,6 +64,12 @@ pub(super) fn make_file(path: &Path) -> Result<(), StoreError> {
         .map_err(|error| StoreError::Io { operation: "open", path: path.to_owned(), error })
 }
 
+/// Opens a file to read what stands in it. Whatever else was put there, such as
+/// a pipe, is not waited for.
+pub(super) fn open_to_look(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)
+}
+
 /// Held by the agent that writes. Its time of change says when that agent was
 /// last alive.
 #[derive(Debug)]
@@ -226,7 +232,7 @@ impl Aside {
 }
 
 /// Renames a file, with what SQLite keeps beside it, and returns its new name.
-/// The oldest of those go.
+/// Those go that were set aside first.
 pub(super) fn set_aside(path: &Path, why: Aside, wall_ns: u64) -> Result<PathBuf, StoreError> {
     let why = why.word();
     let date = rfc3339(wall_ns).replace([':', '-'], "");
@@ -246,27 +252,30 @@ pub(super) fn set_aside(path: &Path, why: Aside, wall_ns: u64) -> Result<PathBuf
             _ => {}
         }
     }
-    remove_old(path, why);
+    remove_old(path, &aside, why);
     Ok(aside)
 }
 
-fn remove_old(path: &Path, why: &str) {
+/// `newest` stays, whatever the clocks say. By when they were renamed: what
+/// somebody put there may have been written long before.
+fn remove_old(path: &Path, newest: &Path, why: &str) {
     let Some((folder, name)) = path.parent().zip(path.file_name().and_then(|n| n.to_str())) else {
         return;
     };
     let prefix = format!("{name}.{why}-");
     let Ok(entries) = fs::read_dir(folder) else { return };
-    let mut aside: Vec<(SystemTime, PathBuf)> = entries
+    let mut aside: Vec<((i64, i64), PathBuf)> = entries
         .flatten()
         .filter(|e| {
             let name = e.file_name();
             let name = name.to_string_lossy();
             name.starts_with(&prefix) && !name.ends_with("-wal") && !name.ends_with("-shm")
         })
-        .filter_map(|e| Some((e.metadata().ok()?.modified().ok()?, e.path())))
+        .filter(|e| e.path() != newest)
+        .filter_map(|e| e.metadata().ok().map(|meta| ((meta.ctime(), meta.ctime_nsec()), e.path())))
         .collect();
     aside.sort();
-    let excess = aside.len().saturating_sub(KEPT_ASIDE);
+    let excess = (aside.len() + 1).saturating_sub(KEPT_ASIDE);
     for (_, old) in aside.into_iter().take(excess) {
         for suffix in ["", "-wal", "-shm"] {
             let file = with_suffix(&old, suffix);
@@ -301,5 +310,22 @@ mod tests {
                      7: POSIX  ADVISORY  READ 41 fe:00:77 123 123\nnonsense\n";
         assert_eq!(readers_in(locks, 77, 46), "pid 41, pid 42");
         assert_eq!(readers_in(locks, 1, 46), "");
+    }
+
+    #[test]
+    fn three_that_were_set_aside_stay_the_last_one_among_them_however_old_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("events.db");
+        let aside: Vec<PathBuf> = (0..5_u32)
+            .map(|n| {
+                fs::write(&path, n.to_string()).unwrap();
+                let written = SystemTime::UNIX_EPOCH + Duration::from_secs(u64::from(9 - n));
+                File::options().write(true).open(&path).unwrap().set_modified(written).unwrap();
+                set_aside(&path, Aside::Replaced, u64::from(n) * 1_000_000_000).unwrap()
+            })
+            .collect();
+        let left: Vec<bool> = aside.iter().map(|path| path.exists()).collect();
+        assert_eq!(left[4..], [true], "{left:?}");
+        assert_eq!(left.iter().filter(|left| **left).count(), KEPT_ASIDE, "{left:?}");
     }
 }

@@ -13,8 +13,9 @@ use vahti_runtime::event::{Event, Priority, from_json_line};
 use vahti_runtime::ledger::{LaneLine, Tally};
 
 use super::books::{Contradiction, Passed, signed, unsigned};
+use super::config::CURSOR_CACHE_KIB;
 use super::writer::Trouble;
-use super::{CURSOR_CACHE_KIB, Shared, Store};
+use super::{Shared, Store};
 
 const NOT_OPEN: &str = "the store is not open; see its own state for why";
 

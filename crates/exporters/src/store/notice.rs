@@ -86,14 +86,21 @@ enum Finding {
     Cut,
     /// The log is not there, or it is another one.
     LogGone,
-    /// Somebody else wrote to them, or SQLite's index of the log is another.
+    /// Somebody else wrote to them.
+    Written,
+    /// The log was cut short, or SQLite's index of it was, or is another.
     Touched,
 }
 
 impl Sight {
-    /// Of the files of a writer that has just written.
+    /// Of the files of a writer that has just written. Where another file has
+    /// just taken the place of its own, the sight before stands, which the next
+    /// look finds to be gone.
     pub(super) fn of(writer: &Writer, before: Option<&Sight>) -> Option<Self> {
-        let file = Look::at(&writer.file).ok()??;
+        let file = Look::at(&writer.file).ok()?;
+        let Some(file) = file.filter(|file| writer.is_of(file.identity)) else {
+            return before.cloned();
+        };
         let log = Look::at(&with_suffix(&writer.file, "-wal")).ok()?;
         // It changes with every write; which one it is does not.
         let index = match before {
@@ -112,8 +119,7 @@ impl Sight {
         self.path == file && identity(file) == Some(self.file.identity)
     }
 
-    /// `closely`: whether anybody else wrote to them as well.
-    fn finding(&self, closely: bool) -> io::Result<Finding> {
+    fn finding(&self) -> io::Result<Finding> {
         let path = &self.path;
         let Some(file) = Look::at(path)?.filter(|now| now.identity == self.file.identity) else {
             return Ok(Finding::Gone);
@@ -123,7 +129,6 @@ impl Sight {
         let identity = |look: Option<Look>| look.map(|look| look.identity);
         let bytes = |look: Option<Look>| look.map(|look| look.bytes);
         let is_another_index = identity(index) != identity(self.index);
-        let is_written = closely && (log != self.log || file != self.file);
         Ok(if !is_another_index && bytes(index) < bytes(self.index) {
             // SQLite has it mapped: whoever reads on there is killed.
             Finding::Touched
@@ -131,8 +136,10 @@ impl Sight {
             Finding::Cut
         } else if identity(log) != identity(self.log) {
             Finding::LogGone
-        } else if is_another_index || bytes(log) < bytes(self.log) || is_written {
+        } else if is_another_index || bytes(log) < bytes(self.log) {
             Finding::Touched
+        } else if log != self.log || file != self.file {
+            Finding::Written
         } else {
             Finding::Same
         })
@@ -199,11 +206,19 @@ impl Shared {
     }
 
     /// Looks whether the files are still those that are open, and closes what
-    /// is not. `closely`: whether anybody else wrote to them as well.
+    /// is not. Not `closely`, what others wrote to them is only remembered: one who
+    /// goes on writing costs no commit more than that.
     pub(super) fn look(&self, inner: &mut Inner, closely: bool) -> Result<(), String> {
         let Some(then) = inner.sight.clone() else { return Ok(()) };
         // What can't be looked at now may be all right.
-        let finding = then.finding(closely).unwrap_or(Finding::Same);
+        let finding = match then.finding().unwrap_or(Finding::Same) {
+            Finding::Written if !closely => {
+                inner.was_touched |= inner.writer.is_some();
+                Finding::Same
+            }
+            Finding::Same if closely && inner.was_touched => Finding::Written,
+            finding => finding,
+        };
         match (finding, &inner.writer) {
             (Finding::Gone, _) => self.leave(inner, &then),
             (Finding::Same, _) => Ok(()),
@@ -221,10 +236,11 @@ impl Shared {
                 Ok(())
             }
             (Finding::LogGone, Some(_)) => self.save_log(inner),
-            (Finding::Touched, Some(_)) => {
+            (Finding::Written | Finding::Touched, Some(_)) => {
                 let file = shown(then.path());
                 tracing::warn!(%file, "another process has changed the store's files; opens them anew");
-                inner.check.is_suspect();
+                inner.check.hurry();
+                inner.was_touched = false;
                 self.close(inner, true);
                 Ok(())
             }

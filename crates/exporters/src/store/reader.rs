@@ -10,7 +10,7 @@ use std::time::Duration;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, params_from_iter};
 
-use super::books::{signed, unsigned};
+use super::books::{OWN, signed, unsigned};
 use super::schema::{self, Found};
 use super::{folder, shown, state};
 
@@ -153,7 +153,9 @@ impl Reader {
         for second in [false, true] {
             let path = folder::file(store, second);
             match std::fs::metadata(&path) {
-                Ok(_) => {}
+                Ok(there) if there.is_file() => {}
+                // SQLite would wait for whoever writes to a pipe.
+                Ok(_) => return Err(ReadError::Foreign(path)),
                 Err(error) if error.kind() == ErrorKind::NotFound => continue,
                 Err(error) => {
                     let reason = Some(error.to_string());
@@ -259,13 +261,18 @@ impl Reader {
         .map_err(|e| self.error(e))
     }
 
-    /// The place of the newest event; 0 where there never was one.
+    /// The place of the event that was committed last, also where that is not
+    /// kept any more; 0 where there never was one.
     ///
     /// # Errors
     /// The file can't be read.
     pub fn last_seq(&self) -> Result<u64, ReadError> {
         self.connection
-            .query_row("SELECT coalesce(max(seq), 0) FROM events", [], |row| unsigned(row, 0))
+            .query_row(
+                "SELECT coalesce(max(cursor), 0) FROM accounts WHERE name = ?1",
+                [OWN],
+                |row| unsigned(row, 0),
+            )
             .map_err(|e| self.error(e))
     }
 

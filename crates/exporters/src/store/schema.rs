@@ -1,10 +1,11 @@
 //! What the file looks like, and how older ones become like it.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
 use rusqlite::Connection;
+
+use super::folder;
 
 /// The schema that this version writes.
 pub(super) const VERSION: u32 = 1;
@@ -126,7 +127,7 @@ pub(super) fn look_first(connection: &Connection) -> rusqlite::Result<Found> {
 /// SQLite need not open it, which alone might change it.
 pub(super) fn newer_at_a_glance(file: &Path) -> Option<u32> {
     let mut header = [0; 72];
-    File::open(file).and_then(|mut file| file.read_exact(&mut header)).ok()?;
+    folder::open_to_look(file).and_then(|mut file| file.read_exact(&mut header)).ok()?;
     let number = |at: usize| {
         let bytes = header.get(at..at + 4)?.try_into().ok()?;
         Some(u32::from_be_bytes(bytes))

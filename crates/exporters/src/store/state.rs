@@ -2,7 +2,7 @@
 //! `vahti doctor`. It changes nothing, and holds up neither agent nor commits.
 
 use std::ffi::CString;
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -141,7 +141,7 @@ pub(super) fn not_writable(store: &Path) -> Option<io::Error> {
 /// Who holds the lock. It is tried for a moment; an agent that starts just then
 /// tries again.
 pub(super) fn agent(store: &Path) -> Option<u32> {
-    let mut file = File::open(store.join("lock")).ok()?;
+    let mut file = folder::open_to_look(&store.join("lock")).ok()?;
     match file.try_lock_shared() {
         Err(TryLockError::WouldBlock) => {}
         _ => return None,

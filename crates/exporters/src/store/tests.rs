@@ -15,9 +15,11 @@ mod troubles;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
+use vahti_runtime::config::bounds::Checked;
 use vahti_runtime::durable::{DurableLog, Settled};
 use vahti_runtime::event::{AGENT_GAP, CONNECTION_REFUSED, ErrorInfo, PROCESS_CRASH, Severity};
 use vahti_runtime::ledger::DropReason;
+use vahti_runtime::units::ByteSize;
 
 use super::*;
 use crate::testing::{SmallDisk, emit};
@@ -599,6 +601,22 @@ fn a_batch_that_comes_again_after_a_call_that_was_left_behind_is_not_kept_twice(
     commit(&store, &first);
     commit(&store, &first.clone());
     commit(&store, &second);
+    assert_eq!(kept(folder.path()), (1..=6).collect::<Vec<_>>());
+    assert_exact(&store, folder.path());
+}
+
+#[test]
+fn an_emitter_that_was_left_behind_commits_nothing_once_another_has() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path(), NOBODY);
+    let (first, second) = (batch(1, 3), batch(4, 3));
+    let (mut left, mut fresh) = (store.emitter(), store.emitter());
+    assert_eq!(emit(&mut left, &first), EmitOutcome::Delivered);
+    for batch in [&first, &second] {
+        assert_eq!(emit(&mut fresh, batch), EmitOutcome::Delivered);
+    }
+    // It waited for the lock all the time.
+    assert!(matches!(emit(&mut left, &first), EmitOutcome::Retryable { .. }));
     assert_eq!(kept(folder.path()), (1..=6).collect::<Vec<_>>());
     assert_exact(&store, folder.path());
 }

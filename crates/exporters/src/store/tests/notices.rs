@@ -113,6 +113,14 @@ fn replace(stage: &Stage, name: &str, bytes: &[u8]) {
     fs::rename(new, stage.at(name)).unwrap();
 }
 
+/// Puts a pipe in a file's place that nobody writes to: who opens it waits.
+fn pipe(stage: &Stage, name: &str) {
+    fs::remove_file(stage.at(name)).unwrap();
+    let path = std::ffi::CString::new(stage.at(name).into_os_string().into_encoded_bytes());
+    // SAFETY: the path is a string that ends with NUL.
+    assert_eq!(unsafe { libc::mkfifo(path.unwrap().as_ptr(), 0o600) }, 0);
+}
+
 fn cut(stage: &Stage, name: &str, to: impl Fn(u64) -> u64) {
     let file = fs::OpenOptions::new().write(true).open(stage.at(name)).unwrap();
     file.set_len(to(file.metadata().unwrap().len())).unwrap();
@@ -159,6 +167,15 @@ const LOSSES: &[Case] = &[
     ("an older copy is moved there", |s| replace(s, DATABASE, &older(s)), &["replaced"]),
     ("a store of others is moved there", |s| replace(s, DATABASE, &of_others(s)), &["replaced"]),
     ("something else is moved there", |s| replace(s, DATABASE, b"no store"), &["replaced"]),
+    ("a pipe is put there", |s| pipe(s, DATABASE), &["replaced"]),
+    (
+        "a folder is put there",
+        |s| {
+            fs::remove_file(s.at(DATABASE)).unwrap();
+            fs::create_dir(s.at(DATABASE)).unwrap();
+        },
+        &["replaced"],
+    ),
     ("the file is emptied", |s| cut(s, DATABASE, |_| 0), &["corrupt"]),
     ("the file is cut in two", |s| cut(s, DATABASE, |bytes| bytes / 2), &["corrupt"]),
     ("the log is emptied", |s| cut(s, LOG, |_| 0), &["corrupt"]),
@@ -284,6 +301,64 @@ fn what_was_committed_to_a_file_that_went_away_just_then_is_committed_to_the_nex
 }
 
 #[test]
+fn what_was_committed_while_the_file_was_away_for_a_moment_is_committed_once() {
+    let mut stage = Stage::new();
+    let (file, away) = (stage.at(DATABASE), stage.root.path().join("away"));
+    let events = batch(41, 5);
+    let mut inner = stage.store.shared.lock();
+    fs::rename(&file, &away).unwrap();
+    let writer = inner.writer.as_mut().unwrap();
+    let trouble = writer.commit(&events, None).unwrap_err();
+    assert!(matches!(trouble, writer::Trouble::Gone) && writer.is_unsure, "{trouble}");
+    inner.unsure = Mark::of(&events).map(|mark| (mark, 45));
+    fs::rename(&away, &file).unwrap();
+    stage.store.shared.note(&mut inner, trouble);
+    drop(inner);
+    commit(&stage.store, &events);
+    assert_eq!(kept(&stage.folder), (1..=45).collect::<Vec<_>>());
+    assert_exact(&stage.store, &stage.folder);
+    assert_eq!(stage.store.own_line().routed.envelopes, 45, "counted once");
+    assert_eq!(settle(&mut *stage.cursor, 100).len(), 35);
+}
+
+#[test]
+fn a_file_that_takes_the_place_of_the_one_that_is_open_is_never_taken_for_it() {
+    let stage = Stage::new();
+    replace(&stage, DATABASE, &copy_of(&stage, DATABASE));
+    let inner = stage.store.shared.lock();
+    let writer = inner.writer.as_ref().unwrap();
+    assert!(notice::Sight::of(writer, None).is_none());
+    let before = inner.sight.clone();
+    let sight = notice::Sight::of(writer, before.as_ref()).unwrap();
+    assert!(!sight.is_of(&stage.at(DATABASE)), "it is the one before");
+    drop(inner);
+    stage.lost_all(&["replaced"]);
+}
+
+#[test]
+fn what_an_exporter_is_owed_reaches_it_once_the_store_is_free_again_also_without_a_commit() {
+    let mut stage = Stage::new();
+    fs::remove_file(stage.at("lock")).unwrap();
+    let other = folder::Lock::take(&stage.folder, Duration::ZERO).unwrap();
+    stage.store.tick();
+    assert!(stage.store.shared.file().is_none(), "another agent has it");
+    stage.store.tick();
+    drop(other);
+    stage.store.tick();
+    assert!(stage.store.shared.file().is_some());
+    assert_eq!(settle(&mut *stage.cursor, 100).len(), 30);
+}
+
+#[test]
+fn a_pipe_in_the_place_of_the_file_is_not_waited_for() {
+    let stage = Stage::new();
+    fs::remove_file(stage.at(DATABASE)).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(stage.at(DATABASE)).status().unwrap();
+    assert!(made.success());
+    stage.lost_all(&["replaced"]);
+}
+
+#[test]
 fn what_was_put_in_the_place_of_the_file_stays_as_it_is_under_another_name() {
     let stage = Stage::new();
     let others = of_others(&stage);
@@ -294,6 +369,15 @@ fn what_was_put_in_the_place_of_the_file_stays_as_it_is_under_another_name() {
     assert!(state.set_aside.is_empty());
     assert!(fs::read(aside).unwrap() == others, "it was changed");
     assert!(!folder::with_suffix(aside, "-wal").exists(), "it has the other file's log");
+}
+
+#[test]
+fn a_pipe_in_the_place_of_a_file_holds_up_nobody_who_looks() {
+    let stage = Stage::new();
+    pipe(&stage, "lock");
+    pipe(&stage, DATABASE);
+    assert!(matches!(Reader::open(&stage.folder), Err(ReadError::Foreign(_))));
+    assert_eq!(State::of(&stage.folder).unwrap().agent, None);
 }
 
 #[test]
@@ -367,6 +451,28 @@ fn what_another_agent_wrote_before_it_was_noticed_is_no_damage() {
     commit(&stage.store, &batch(41, 5));
     assert_eq!(stage.store.set_aside(), 0);
     assert_eq!(kept(&stage.folder).len(), 55);
+    assert_exact(&stage.store, &stage.folder);
+}
+
+#[test]
+fn what_others_wrote_between_two_commits_is_told_once_where_the_files_are_looked_at() {
+    let stage = Stage::new();
+    stage.store.tick();
+    let touched = || stage.store.shared.lock().was_touched;
+    commit(&stage.store, &batch(41, 5));
+    assert!(!touched());
+    let other = rusqlite::Connection::open(stage.at(DATABASE)).unwrap();
+    other.execute_batch("UPDATE agent SET started = started + 1").unwrap();
+    // These commits are its own, and the files are as they left them.
+    commit(&stage.store, &batch(46, 5));
+    commit(&stage.store, &batch(51, 5));
+    assert!(touched());
+    stage.store.tick();
+    assert!(!touched());
+    commit(&stage.store, &batch(56, 5));
+    assert!(!touched());
+    drop(other);
+    assert_eq!(kept(&stage.folder), (1..=60).collect::<Vec<_>>());
     assert_exact(&stage.store, &stage.folder);
 }
 

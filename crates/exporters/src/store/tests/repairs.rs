@@ -27,7 +27,7 @@ fn a_priority_of_which_nothing_is_there_costs_no_commit_a_look_at_all_others() {
     let steps = || {
         let inner = store.shared.lock();
         let connection = &inner.writer.as_ref().unwrap().connection;
-        let statement = connection.prepare_cached(writer::FIND_OLDEST).unwrap();
+        let statement = connection.prepare_cached(evict::FIND_OLDEST).unwrap();
         statement.get_status(StatementStatus::VmStep)
     };
     let before = steps();
