@@ -8,6 +8,9 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 use vahti_runtime::event::escape;
 
 use crate::config::LogLevel;
@@ -22,12 +25,18 @@ pub(crate) fn start(level: LogLevel) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
+    // What libraries tell of their connections is for their developers, and may
+    // hold what others must not see: only what is not as it should be.
+    let targets =
+        Targets::new().with_default(filter.min(LevelFilter::WARN)).with_target("vahti", filter);
     let started = tracing_subscriber::fmt()
         .with_max_level(filter)
         .with_ansi(false)
         .with_target(false)
         .log_internal_errors(false)
         .with_writer(|| OneLine)
+        .finish()
+        .with(targets)
         .try_init();
     // Somebody else logs already, in a test.
     if started.is_err() {}

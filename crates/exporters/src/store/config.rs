@@ -63,8 +63,8 @@ impl StoreMemory {
 pub(super) const CURSOR_CACHE_KIB: usize = 256;
 
 /// What is remembered of events that are settled while one before them is not:
-/// of four batches of 512, of each priority.
-const SETTLED_BYTES: usize = 2 * 4 * 512 * 128;
+/// of four of the largest batches, of each priority.
+const SETTLED_BYTES: usize = 2 * 4 * 1_000 * 128;
 
 /// A connection with its schema, its statements and what SQLite keeps ready for
 /// it: some 120 KB were measured.
