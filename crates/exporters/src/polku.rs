@@ -27,11 +27,10 @@ use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
 use vahti_runtime::config::InvalidConfig;
 use vahti_runtime::emitter::{Delivery, Emission, EmitOutcome, EventEmitter};
-use vahti_runtime::error::describe;
 use vahti_runtime::event::{Event, escape_text};
 
 use self::message::{Ack, EventPayload, IngestBatch, Payload};
-use crate::otlp::{OtlpConfig, Protocol};
+use crate::otlp::{OtlpConfig, Protocol, causes};
 use crate::tls::{TlsConfig, Trust};
 
 const STREAM: PathAndQuery = PathAndQuery::from_static("/polku.v1.Gateway/StreamEvents");
@@ -215,7 +214,7 @@ impl PolkuEmitter {
             .tcp_nodelay(true);
         let channel: Channel = endpoint.connect_with_connector_lazy(trust.connector(true));
         let mut client = tonic::client::Grpc::new(channel);
-        client.ready().await.map_err(|error| describe(&error))?;
+        client.ready().await.map_err(|error| causes(&error))?;
         let (batches, outgoing) = mpsc::channel(1);
         // There is room for one.
         batches.send(first).await.map_err(|error| error.to_string())?;
@@ -267,7 +266,7 @@ fn rest(known: Vec<Option<(Delivery, Option<String>)>>, why: String) -> Sent {
 
 fn told(status: &Status) -> String {
     let text = match std::error::Error::source(status) {
-        Some(error) => describe(error),
+        Some(error) => causes(error),
         None if status.code() == Code::Unimplemented => {
             format!("{}; is it a POLKU gateway?", status.message())
         }
