@@ -29,6 +29,9 @@ mod lines;
 mod none;
 pub mod otlp;
 pub mod polku;
+#[cfg(test)]
+#[path = "../tests/receivers/decoder.rs"]
+mod receivers;
 mod stdout;
 pub mod store;
 #[cfg(test)]

@@ -1,9 +1,5 @@
 //! Against a gateway whose messages gRPC's own tools compiled.
 
-#[path = "../../tests/receivers/decoder.rs"]
-#[allow(dead_code, reason = "the other receivers are for other tests")]
-mod decoder;
-
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,8 +11,8 @@ use vahti_runtime::event::{
 };
 use vahti_runtime::ids::{EventId, SpanId, TraceId};
 
-use self::decoder::Gateway;
 use super::{PolkuEmitter, PolkuTarget};
+use crate::receivers::Gateway;
 use crate::tls::TlsConfig;
 
 struct Sending {

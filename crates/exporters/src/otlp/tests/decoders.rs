@@ -2,10 +2,6 @@
 //! OpenTelemetry and gRPC, alone and behind rotel, a collector in Rust that
 //! decodes and encodes everything again.
 
-#[path = "../../../tests/receivers/decoder.rs"]
-#[allow(dead_code, reason = "the gateway is for other tests")]
-mod decoder;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -19,10 +15,10 @@ use vahti_runtime::processor::{EventProcessor, Output, ProcessError, RawRecord};
 use vahti_runtime::shutdown;
 use vahti_runtime::testing::record;
 
-use self::decoder::{Decoder, Rotel, Sent, hex};
 use super::mapping::{attributes_match, everything, json_of};
 use crate::otlp::OtlpEmitter;
 use crate::otlp::config::{Compression, OtlpConfig, Protocol};
+use crate::receivers::{Decoder, Rotel, Sent, hex};
 
 /// Events with ids of their own, all in one trace.
 fn events() -> Vec<Arc<Event>> {
