@@ -20,7 +20,7 @@ use vahti_runtime::memory::CacheLimits;
 use vahti_runtime::units::ByteSize;
 
 use crate::config::{Config, EmitterConfig, EmitterType, OBSERVERS};
-use crate::{gap, wiring};
+use crate::{gap, http, wiring};
 
 /// What is divided where nothing else is set.
 pub(crate) const DEFAULT: ByteSize = ByteSize::mib(64);
@@ -208,6 +208,9 @@ fn fixed(config: &Config, limits: &Limits) -> Vec<Part> {
         used_for: "itself, without its code".to_owned(),
         bytes: PROGRAM,
     }];
+    if config.http.listen.0.is_some() {
+        parts.push(part("http", "clients and answers", http::MAX_BYTES));
+    }
     for observer in wiring::enabled(config) {
         let maps = Part {
             user: observer.to_owned(),
