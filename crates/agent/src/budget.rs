@@ -209,7 +209,8 @@ fn fixed(config: &Config, limits: &Limits) -> Vec<Part> {
         bytes: PROGRAM,
     }];
     if config.http.listen.0.is_some() {
-        parts.push(part("http", "clients and answers", http::MAX_BYTES));
+        let series = wiring::enabled(config).len() * limits.caches.metrics_bytes;
+        parts.push(part("http", "clients and answers", http::max_bytes(series)));
     }
     for observer in wiring::enabled(config) {
         let maps = Part {
@@ -458,7 +459,8 @@ mod tests {
         let told = Division::of(&config).unwrap_err().field().to_string();
         assert!(told.starts_with("limits.memory is 64MiB, but must be 1"), "{told}");
         for part in [
-            "program 4.0 MiB, network ",
+            "program 4.0 MiB, http ",
+            ", network ",
             ", container ",
             ", store ",
             ", stdout ",

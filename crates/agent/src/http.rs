@@ -35,20 +35,23 @@ const CONNECTIONS: usize = 16;
 /// How long a connection lasts at the most, from its begin to its end.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How much of a request's head is read.
-const MAX_HEAD: usize = 16 << 10;
+const MAX_HEAD: usize = 8 << 10;
 /// What is sent to any of them at once; a page that is longer waits for none.
-const MAX_PAGE: usize = 32 << 10;
-/// How many longer pages are sent at once, such as metrics.
-const LONG_PAGES: usize = 2;
-/// What one of those may come to: a label storm up to the bounds of two
-/// observers' metrics, as text, while it is made and when it is sent.
-const MAX_LONG_PAGE: usize = 2 << 20;
+const MAX_PAGE: usize = 16 << 10;
+/// How many longer pages are sent at once, such as metrics: for most clients the
+/// kernel's buffers take all of one.
+const LONG_PAGES: usize = 1;
+/// Metrics but for those with labels of events.
+const METRICS: usize = 64 << 10;
 /// A thread's stack as far as it is used, and its event loop.
-const THREAD: usize = 128 << 10;
+const THREAD: usize = 96 << 10;
 
-/// How much memory all of it takes at the most.
-pub(crate) const MAX_BYTES: usize =
-    CONNECTIONS * (MAX_HEAD + MAX_PAGE) + LONG_PAGES * MAX_LONG_PAGE + THREAD;
+/// How much memory all of it takes at the most, where series with labels of
+/// events may take this much: as text, where their names are repeated, they take
+/// no more than what is reckoned for them.
+pub(crate) const fn max_bytes(series_bytes: usize) -> usize {
+    CONNECTIONS * (MAX_HEAD + MAX_PAGE) + LONG_PAGES * (METRICS + series_bytes) + THREAD
+}
 
 /// How long it waits for an address that is not free.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);

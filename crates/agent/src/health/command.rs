@@ -80,7 +80,7 @@ mod tests {
             "checks": {"live": [], "ready": [{"name": "network", "why": "x"}]},
         });
         let expected = "agent degraded, live, not ready\n  \
-                        observer network              degraded   source: x\\n\n  \
+                        observer network              degraded   source: x\\x0a\n  \
                         emitter  stdout               working\nfailed: network: x\n";
         assert_eq!(to_text(&answer), expected);
         assert_eq!(to_text(&Value::Null), "agent , not live, not ready\n");
