@@ -6,6 +6,8 @@ use crate::http::exposition::{Family, Kind};
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Row {
     pub(crate) family: Family,
+    /// For the page, and for what asks for them.
+    #[cfg_attr(not(test), expect(dead_code, reason = "tests compare pages and alerts"))]
     pub(crate) labels: &'static [&'static str],
 }
 
