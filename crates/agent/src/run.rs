@@ -71,10 +71,7 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
             store => store,
         },
     };
-    if let Some(listen) = config.http.listen.0 {
-        let running = Arc::clone(&running);
-        http::begin(listen, Arc::new(move |ask: &http::Ask<'_>| http::page(ask, &running)));
-    }
+    answer_over_http(&config, &running);
     let mut unless_started = EndUnlessStarted(store.clone());
     let emitters = emitters::start(&config, &limits, store.as_ref(), move || nobody_reads.begin())?;
     let observers = wiring::observers(&config, &limits, &emitters, &makers)?;
@@ -101,12 +98,7 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     if let Some(store) = &running.store {
         store.set_ledger(move || accounts.get().map(Running::ledger).unwrap_or_default());
     }
-    let alive: Alive = Arc::new(Mutex::new(running.store.clone()));
-    if running.store.is_some() {
-        let gap = running.gap.clone();
-        let bytes = Arc::clone(&running.store_bytes);
-        keep_alive(&alive, gap, bytes).map_err(|e| system("start a thread for the store", &e))?;
-    }
+    let alive = keep_alive(running).map_err(|e| system("start a thread for the store", &e))?;
     let runtime = executor()?;
     running.pulse.beats_on(runtime.handle().clone());
     unless_started.0 = None;
@@ -123,6 +115,14 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
         end(alive);
     }
     Ok(conclude(&report, running))
+}
+
+/// Answers for metrics and health, if that is wanted.
+fn answer_over_http(config: &Config, running: &Arc<OnceLock<Running>>) {
+    if let Some(listen) = config.http.listen.0 {
+        let running = Arc::clone(running);
+        http::begin(listen, Arc::new(move |ask: &http::Ask<'_>| http::page(ask, &running)));
+    }
 }
 
 fn executor() -> Result<tokio::runtime::Runtime, Failed> {
@@ -349,9 +349,13 @@ fn gap_of(
 /// gap what a store that could not be opened at the start knows of it. On a
 /// thread of its own: what is too old leaves then, and the disk or another
 /// process's lock may hold that up, which must hold up nothing else.
-fn keep_alive(store: &Alive, gap: Option<GapObserver>, bytes: Arc<AtomicU64>) -> io::Result<()> {
-    let mut untold = gap.filter(|gap| !gap.is_known());
-    let store = Arc::clone(store);
+fn keep_alive(running: &Running) -> io::Result<Alive> {
+    let alive: Alive = Arc::new(Mutex::new(running.store.clone()));
+    if running.store.is_none() {
+        return Ok(alive);
+    }
+    let mut untold = running.gap.clone().filter(|gap| !gap.is_known());
+    let (store, bytes) = (Arc::clone(&alive), Arc::clone(&running.store_bytes));
     let thread = std::thread::Builder::new().name("store-alive".to_owned());
     let look = move |store: &Store| {
         bytes.store(size_of_folder(store.folder()), Ordering::Relaxed);
@@ -369,7 +373,7 @@ fn keep_alive(store: &Alive, gap: Option<GapObserver>, bytes: Arc<AtomicU64>) ->
             gap.was_since(store.gap_from_ns());
         }
     };
-    thread.spawn(ticks).map(drop)
+    thread.spawn(ticks).map(|_| alive)
 }
 
 /// What the files of a folder take.
