@@ -423,7 +423,7 @@ fn where_is_listened_is_said_by_the_command_line_before_the_file_before_the_envi
     let http = Some("127.0.0.1:81".parse().unwrap());
     assert_eq!(listen(Overrides { http, ..with_file() }, &environment), "127.0.0.1:81");
     let told = problems("http: {listen: 9464}");
-    assert!(told[0].starts_with("f:1:16: http.listen "), "{told:?}");
+    assert!(told[0].starts_with("f:1:16: http.listen: \"9464\" is not "), "{told:?}");
     let told = problems("http: {listen: localhost:9464}");
     assert!(told[0].contains("an address and port, such as 127.0.0.1:9464"), "{told:?}");
 }
