@@ -20,7 +20,7 @@ use vahti_runtime::memory::CacheLimits;
 use vahti_runtime::units::ByteSize;
 
 use crate::config::{Config, EmitterConfig, EmitterType, OBSERVERS};
-use crate::{gap, wiring};
+use crate::{gap, http, wiring};
 
 /// What is divided where nothing else is set.
 pub(crate) const DEFAULT: ByteSize = ByteSize::mib(64);
@@ -215,6 +215,10 @@ fn fixed(config: &Config, limits: &Limits) -> Vec<Part> {
         used_for: "itself, without its code".to_owned(),
         bytes: PROGRAM,
     }];
+    if config.http.listen.0.is_some() {
+        let series = wiring::enabled(config).len() * limits.caches.metrics_bytes;
+        parts.push(part("http", "clients and answers", http::max_bytes(series)));
+    }
     for observer in wiring::enabled(config) {
         let maps = Part {
             user: observer.to_owned(),
@@ -466,7 +470,8 @@ mod tests {
         let told = Division::of(&config).unwrap_err().field().to_string();
         assert!(told.starts_with("limits.memory is 64MiB, but must be 1"), "{told}");
         for part in [
-            "program 4.0 MiB, network ",
+            "program 4.0 MiB, http ",
+            ", network ",
             ", container ",
             ", store ",
             ", stdout ",

@@ -9,9 +9,9 @@ use clap::{Args, Parser, Subcommand};
 use vahti_exporters::Format;
 use vahti_runtime::event::EventKind;
 
-use crate::config::LogLevel;
 use crate::config::problem::nearest;
 use crate::config::settings::{Emit, Observer, Overrides};
+use crate::config::{Listen, LogLevel};
 use crate::history::Moment;
 
 const ABOUT: &str = "Sees what fails on this node, why, and with what proof";
@@ -80,6 +80,9 @@ pub(crate) enum Command {
     /// its store has it.
     #[command(after_help = LEDGER_EXAMPLES)]
     Ledger(LedgerArgs),
+    /// Tells whether the agent that runs does what it should, and why not.
+    #[command(after_help = HEALTH_EXAMPLES)]
+    Health(HealthArgs),
     /// Prints completions for a shell.
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions {
@@ -90,8 +93,9 @@ pub(crate) enum Command {
 
 const RUN_EXAMPLES: &str = "\
 Environment: VAHTI_CONFIG, VAHTI_NODE_NAME, VAHTI_OBSERVERS, VAHTI_EMIT,
-VAHTI_STORE, VAHTI_LOG, VAHTI_SOCKET. The command line goes before the configuration file,
-the file before the environment, the environment before the defaults.
+VAHTI_STORE, VAHTI_HTTP, VAHTI_LOG, VAHTI_SOCKET. The command line goes before the
+configuration file, the file before the environment, the environment before the
+defaults.
 
 SIGTERM and SIGINT deliver what was accepted, within limits.drain_deadline,
 and end; a second one ends at once.
@@ -160,6 +164,15 @@ Examples:
   vahti ledger
   vahti ledger --follow
   vahti ledger --json | jq '.observers[].lanes[].difference'";
+
+const HEALTH_EXAMPLES: &str = "\
+Exits with 0 if every observer that is wanted watches, else with 1; with --live
+if every stage makes progress. Environment: VAHTI_SOCKET.
+
+Examples:
+  vahti health
+  vahti health --live
+  vahti health --json | jq '.observers[] | select(.status != \"healthy\")'";
 
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:
@@ -317,6 +330,20 @@ pub(crate) struct LedgerArgs {
     pub(crate) store: Option<PathBuf>,
 }
 
+/// The arguments of `vahti health`.
+#[derive(Debug, Args)]
+pub(crate) struct HealthArgs {
+    /// Prints JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Asks only whether it is alive: whether a new process would be better.
+    #[arg(long)]
+    pub(crate) live: bool,
+    /// The socket of the agent; /run/vahti/vahti.sock as root.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+}
+
 /// The arguments of `vahti run`.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
@@ -336,6 +363,10 @@ pub(crate) struct RunArgs {
     /// The store's folder, or none for no store; /var/lib/vahti as root.
     #[arg(long, value_name = "PATH")]
     store: Option<PathBuf>,
+    /// Where metrics and health can be asked for over HTTP, or none;
+    /// 127.0.0.1:9464 if not given.
+    #[arg(long, value_name = "ADDRESS")]
+    http: Option<Listen>,
     /// How much vahti tells about itself on standard error: off, error, warn,
     /// info, debug or trace.
     #[arg(long, value_name = "LEVEL")]
@@ -355,6 +386,7 @@ impl RunArgs {
             format: self.format,
             log: self.log,
             store: self.store.clone(),
+            http: self.http,
         }
     }
 }

@@ -4,6 +4,7 @@
 //! and `vahti config schema` are generated from it.
 
 pub(crate) mod example;
+mod listen;
 pub(crate) mod load;
 mod places;
 pub(crate) mod problem;
@@ -29,12 +30,13 @@ use vahti_runtime::config::bounds::{Bounded, Checked, TextBound, describe};
 use vahti_runtime::event::{AGENT_GAP, EventKind};
 use vahti_runtime::units::{ByteSize, HumanDuration};
 
+pub(crate) use self::listen::Listen;
 use crate::budget::{self, Division};
 
 /// Everything that can be set about vahti. A value on the command line goes
 /// before one in this file, this file before the environment (VAHTI_NODE_NAME,
-/// VAHTI_LOG, VAHTI_OBSERVERS, VAHTI_EMIT, VAHTI_STORE), the environment before
-/// the defaults.
+/// VAHTI_LOG, VAHTI_OBSERVERS, VAHTI_EMIT, VAHTI_STORE, VAHTI_HTTP), the
+/// environment before the defaults.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(title = "Configuration of vahti", transform = describe::<Config>)]
@@ -54,6 +56,8 @@ pub(crate) struct Config {
     /// What is kept on this node: the history that `vahti events` shows, and
     /// the log that durable emitters are served from.
     pub(crate) store: StoreSettings,
+    /// Where metrics and health can be asked for.
+    pub(crate) http: HttpSettings,
     /// Bounds for the program as a whole.
     pub(crate) limits: Limits,
 }
@@ -447,6 +451,15 @@ impl Bounded for StoreSettings {
         places::check_no_nul(checked, "path", self.path.as_deref().unwrap_or(Path::new("unset")));
         self.to_store("checked".into()).check(checked);
     }
+}
+
+/// Where metrics and health can be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct HttpSettings {
+    /// The address and port that is listened on, or `none` for nowhere. Whoever
+    /// reaches it may read metrics and health, and nothing else.
+    pub(crate) listen: Listen,
 }
 
 /// Bounds for the program as a whole.

@@ -5,7 +5,10 @@
 //! of them takes more than that, nor holds up anything but each other.
 
 mod exposition;
+mod metrics;
+mod pages;
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -19,17 +22,39 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::task::AbortHandle;
 use vahti_runtime::panic::contain;
 
-pub(crate) use self::exposition::{Exposition, Family, Format, Kind};
+pub(crate) use self::exposition::Format;
+pub(crate) use self::pages::page;
 
-/// How many are served at once; who comes beyond is hung up on.
+/// How many are served at once; who has been there for longest gives way to who
+/// comes beyond.
 const CONNECTIONS: usize = 16;
 /// How long a connection lasts at the most, from its begin to its end.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How much of a request's head is read.
-const MAX_HEAD: usize = 16 << 10;
+const MAX_HEAD: usize = 8 << 10;
+/// What is sent to any of them at once; a page that is longer waits for none.
+const MAX_PAGE: usize = 16 << 10;
+/// How many longer pages are sent at once, such as metrics: for most clients the
+/// kernel's buffers take all of one.
+const LONG_PAGES: usize = 1;
+/// Metrics but for those with labels of events.
+const METRICS: usize = 64 << 10;
+/// A thread's stack as far as it is used, and its event loop.
+const THREAD: usize = 96 << 10;
+
+/// How much memory all of it takes at the most, where series with labels of
+/// events may take this much: as text, where their names are repeated, they take
+/// no more than what is reckoned for them.
+pub(crate) const fn max_bytes(series_bytes: usize) -> usize {
+    CONNECTIONS * (MAX_HEAD + MAX_PAGE) + LONG_PAGES * (METRICS + series_bytes) + THREAD
+}
+
+/// How long it waits for an address that is not free.
+const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// What is asked for.
 pub(crate) struct Ask<'a> {
@@ -42,14 +67,38 @@ pub(crate) struct Ask<'a> {
 }
 
 /// What is answered.
-pub(crate) struct Page {
+pub(crate) struct Page<B = Vec<u8>> {
     pub(crate) status: StatusCode,
     pub(crate) content: &'static str,
-    pub(crate) body: Vec<u8>,
+    pub(crate) body: B,
 }
 
 /// Answers a question; `None` where there is no such page. Must not wait.
 pub(crate) type Pages = dyn Fn(&Ask<'_>) -> Option<Page> + Send + Sync;
+
+/// Answers at this address; where that can't be listened on, warns and tries
+/// again: an agent that ends may have it still.
+pub(crate) fn begin(listen: SocketAddr, pages: Arc<Pages>) {
+    match serve(listen, Arc::clone(&pages)) {
+        Ok(address) => {
+            tracing::debug!(%address, "metrics and health can be asked for");
+            return;
+        }
+        Err(error) => {
+            tracing::warn!(%listen, %error, "metrics and health can't be asked for yet");
+        }
+    }
+    let tries = move || loop {
+        std::thread::sleep(RETRY_INTERVAL);
+        if serve(listen, Arc::clone(&pages)).is_ok() {
+            tracing::info!(%listen, "metrics and health can be asked for now");
+            return;
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("http-retry".to_owned()).spawn(tries) {
+        tracing::warn!(%error, "nor will they be");
+    }
+}
 
 /// Listens, and answers on a thread of its own for as long as the program runs.
 ///
@@ -73,7 +122,8 @@ pub(crate) fn serve(listen: SocketAddr, pages: Arc<Pages>) -> io::Result<SocketA
 }
 
 async fn accept(listener: tokio::net::TcpListener, pages: Arc<Pages>) {
-    let room = Arc::new(Semaphore::new(CONNECTIONS));
+    let mut clients: VecDeque<AbortHandle> = VecDeque::new();
+    let long_pages = Arc::new(Semaphore::new(LONG_PAGES));
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -84,11 +134,17 @@ async fn accept(listener: tokio::net::TcpListener, pages: Arc<Pages>) {
                 continue;
             }
         };
-        let Ok(permit) = Arc::clone(&room).try_acquire_owned() else { continue };
-        let pages = Arc::clone(&pages);
-        tokio::spawn(async move {
+        clients.retain(|client| !client.is_finished());
+        // Whoever asks as he should is answered before others come for his place.
+        if clients.len() >= CONNECTIONS
+            && let Some(oldest) = clients.pop_front()
+        {
+            oldest.abort();
+        }
+        let (pages, long_pages) = (Arc::clone(&pages), Arc::clone(&long_pages));
+        let client = tokio::spawn(async move {
             let answers = service_fn(|request| {
-                let response = answer(&request, &*pages);
+                let response = answer(&request, &*pages, &long_pages);
                 async { Ok::<_, Infallible>(response) }
             });
             let connection = http1::Builder::new()
@@ -102,12 +158,16 @@ async fn accept(listener: tokio::net::TcpListener, pages: Arc<Pages>) {
                 Err(_late) => tracing::debug!("a client took too long"),
                 Ok(Ok(())) => {}
             }
-            drop(permit);
         });
+        clients.push_back(client.abort_handle());
     }
 }
 
-fn answer(request: &Request<Incoming>, pages: &Pages) -> Response<Full<Bytes>> {
+fn answer(
+    request: &Request<Incoming>,
+    pages: &Pages,
+    long_pages: &Arc<Semaphore>,
+) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let page = Page::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
         let mut response = page.into_response();
@@ -131,7 +191,19 @@ fn answer(request: &Request<Incoming>, pages: &Pages) -> Response<Full<Bytes>> {
             Page::text(StatusCode::INTERNAL_SERVER_ERROR, "the page could not be made\n")
         }
     };
-    page.into_response()
+    page.within(long_pages)
+}
+
+/// A long page, of which few are sent at once.
+struct Long {
+    body: Vec<u8>,
+    _room: OwnedSemaphorePermit,
+}
+
+impl AsRef<[u8]> for Long {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
+    }
 }
 
 impl Page {
@@ -143,6 +215,22 @@ impl Page {
         Page { status, content: "application/json", body: format!("{body:#}\n").into() }
     }
 
+    /// Itself, or that there is no room for one so long.
+    fn within(self, long_pages: &Arc<Semaphore>) -> Response<Full<Bytes>> {
+        if self.body.len() <= MAX_PAGE {
+            return self.into_response();
+        }
+        let Ok(room) = Arc::clone(long_pages).try_acquire_owned() else {
+            let busy = "others are being answered; ask again\n";
+            return Page::text(StatusCode::SERVICE_UNAVAILABLE, busy).into_response();
+        };
+        let Page { status, content, body } = self;
+        let body = Bytes::from_owner(Long { body, _room: room });
+        Page { status, content, body }.into_response()
+    }
+}
+
+impl<B: Into<Bytes>> Page<B> {
     fn into_response(self) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::new(self.body.into()));
         *response.status_mut() = self.status;
@@ -212,30 +300,45 @@ mod tests {
     }
 
     #[test]
-    fn slow_clients_end_and_hold_up_nobody_but_each_other() {
+    fn slow_clients_give_way_and_hold_up_nobody() {
         let address = start();
         let begun = Instant::now();
         // Some ask for nothing, others read nothing of what they asked for.
-        let slow: Vec<TcpStream> = (0..CONNECTIONS)
+        let slow: Vec<TcpStream> = (0..4 * CONNECTIONS)
             .map(|n| {
                 let mut stream = TcpStream::connect(address).unwrap();
                 if n % 2 == 0 {
-                    stream.write_all(b"GET /long HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+                    // It may have had to give way already.
+                    drop(stream.write_all(b"GET /long HTTP/1.1\r\nhost: a\r\n\r\n"));
                 }
                 stream
             })
             .collect();
-        loop {
-            let mut stream = TcpStream::connect(address).unwrap();
-            // Hung up on until one of the others was given up.
-            drop(stream.write_all(b"GET /good HTTP/1.1\r\nhost: a\r\n\r\n"));
-            let mut answer = String::new();
-            if stream.read_to_string(&mut answer).is_ok() && answer.contains("200 OK") {
-                break;
-            }
-            assert!(begun.elapsed() < 6 * PATIENCE, "nobody is served any more");
-            std::thread::sleep(Duration::from_millis(100));
+        for _ in 0..10 {
+            assert!(get(address, "/good").starts_with("HTTP/1.1 200"));
         }
+        assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
         drop(slow);
+    }
+
+    #[test]
+    fn few_long_pages_are_sent_at_once() {
+        let address = start();
+        let slow: Vec<TcpStream> = (0..LONG_PAGES)
+            .map(|_| {
+                let mut stream = TcpStream::connect(address).unwrap();
+                stream.write_all(b"GET /long HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
+                // It is being sent.
+                stream.read_exact(&mut [0]).unwrap();
+                stream
+            })
+            .collect();
+        assert!(get(address, "/long").starts_with("HTTP/1.1 503"));
+        assert!(get(address, "/good").starts_with("HTTP/1.1 200"));
+        drop(slow);
+        let begun = Instant::now();
+        while !get(address, "/long").starts_with("HTTP/1.1 200") {
+            assert!(begun.elapsed() < PATIENCE, "nobody is sent long ones any more");
+        }
     }
 }

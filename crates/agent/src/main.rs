@@ -12,6 +12,7 @@ mod demo;
 mod doctor;
 mod emitters;
 mod gap;
+mod health;
 mod history;
 mod http;
 mod ledger;
@@ -58,6 +59,7 @@ fn main() -> ExitCode {
         Command::Events(args) => history::events(&args),
         Command::Why(args) => history::why(&args),
         Command::Ledger(args) => ledger::ledger(&args),
+        Command::Health(args) => health::health(&args),
         Command::Completions { shell } => completions(shell),
     })
 }

@@ -2,9 +2,10 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use vahti_ebpf::rights;
@@ -21,13 +22,14 @@ use crate::config::Config;
 use crate::config::settings;
 use crate::control::{self, Control, ControlError, Found, Reply};
 use crate::gap::GapObserver;
+use crate::health::{self, Pulse};
 use crate::losses::NotKept;
 use crate::notify::{Manager, Status};
 use crate::output::{FAILURE, Failed, Outcome, SUCCESS};
 use crate::patience::Patience;
 use crate::proofs::ProofMakers;
 use crate::signals::Signals;
-use crate::{emitters, log, losses, socket, store_path, wiring};
+use crate::{emitters, http, log, losses, socket, store_path, wiring};
 
 /// How exactly the beginning of a gap is known, where nothing was committed.
 const ALIVE_INTERVAL: Duration = Duration::from_secs(10);
@@ -69,6 +71,7 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
             store => store,
         },
     };
+    answer_over_http(&config, &running);
     let mut unless_started = EndUnlessStarted(store.clone());
     let emitters = emitters::start(&config, &limits, store.as_ref(), move || nobody_reads.begin())?;
     let observers = wiring::observers(&config, &limits, &emitters, &makers)?;
@@ -87,17 +90,17 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
         enabled,
         gap,
         store,
+        store_bytes: Arc::default(),
         division: Some(division),
+        pulse: Arc::default(),
+        since: Instant::now(),
     });
     if let Some(store) = &running.store {
         store.set_ledger(move || accounts.get().map(Running::ledger).unwrap_or_default());
     }
-    let alive: Alive = Arc::new(Mutex::new(running.store.clone()));
-    if running.store.is_some() {
-        let gap = running.gap.clone();
-        keep_alive(&alive, gap).map_err(|e| system("start a thread for the store", &e))?;
-    }
+    let alive = keep_alive(running).map_err(|e| system("start a thread for the store", &e))?;
     let runtime = executor()?;
+    running.pulse.beats_on(runtime.handle().clone());
     unless_started.0 = None;
     let report = runtime.block_on(async {
         let names = emitter_names(&config);
@@ -112,6 +115,14 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
         end(alive);
     }
     Ok(conclude(&report, running))
+}
+
+/// Answers for metrics and health, if that is wanted.
+fn answer_over_http(config: &Config, running: &Arc<OnceLock<Running>>) {
+    if let Some(listen) = config.http.listen.0 {
+        let running = Arc::clone(running);
+        http::begin(listen, Arc::new(move |ask: &http::Ask<'_>| http::page(ask, &running)));
+    }
 }
 
 fn executor() -> Result<tokio::runtime::Runtime, Failed> {
@@ -134,22 +145,31 @@ fn system(what: &str, error: &io::Error) -> Failed {
     Failed::failure(format!("cannot {what}: {error}"))
 }
 
-/// What runs, for whoever asks on the control socket.
+/// What runs, for whoever asks, on the control socket or over HTTP.
 #[derive(Clone)]
-struct Running {
-    observers: Vec<Arc<ObserverRuntime>>,
-    emitters: Vec<EmitterHandle>,
+pub(crate) struct Running {
+    pub(crate) observers: Vec<Arc<ObserverRuntime>>,
+    pub(crate) emitters: Vec<EmitterHandle>,
     /// The observers that are wanted; some may not run here.
-    enabled: Vec<&'static str>,
+    pub(crate) enabled: Vec<&'static str>,
     /// What tells of the time before the start, if nobody watched then, or if
     /// that is not known yet.
-    gap: Option<GapObserver>,
-    store: Option<Store>,
+    pub(crate) gap: Option<GapObserver>,
+    pub(crate) store: Option<Store>,
+    /// What the store's files took when that was looked at last: looking may
+    /// take as long as the disk does.
+    store_bytes: Arc<AtomicU64>,
     /// Who may take how much memory.
     division: Option<Division>,
+    pub(crate) pulse: Arc<Pulse>,
+    pub(crate) since: Instant,
 }
 
 impl Running {
+    pub(crate) fn store_bytes(&self) -> u64 {
+        self.store_bytes.load(Ordering::Relaxed)
+    }
+
     fn ledgers(&self) -> Vec<ObserverLedger> {
         let gap = self.gap.iter().filter(|gap| gap.was_there()).map(|gap| &gap.runtime);
         self.observers.iter().chain(gap).map(|observer| observer.ledger()).collect()
@@ -216,7 +236,7 @@ fn or_nothing(names: &[&str]) -> String {
     if names.is_empty() { "nothing".to_owned() } else { names.join(", ") }
 }
 
-fn emitter_state(emitter: &EmitterHandle) -> serde_json::Value {
+pub(crate) fn emitter_state(emitter: &EmitterHandle) -> serde_json::Value {
     let (state, why) = match emitter.state() {
         EmitterState::Working => ("working", None),
         EmitterState::Failing(why) => ("failing", Some(why)),
@@ -254,6 +274,10 @@ fn control(
                 .get()
                 .map_or_else(|| br#"{"observers":[],"emitters":[]}"#.to_vec(), Running::answer),
         )),
+        None if request == "health" => {
+            let report = health::Report::of(running.get()).to_json();
+            Some(Reply::Document(report.to_string().into_bytes()))
+        }
         Some(("prove", tgid)) => Some(makers.answer(tgid, peer)),
         _ => None,
     };
@@ -325,11 +349,19 @@ fn gap_of(
 /// gap what a store that could not be opened at the start knows of it. On a
 /// thread of its own: what is too old leaves then, and the disk or another
 /// process's lock may hold that up, which must hold up nothing else.
-fn keep_alive(store: &Alive, gap: Option<GapObserver>) -> io::Result<()> {
-    let mut untold = gap.filter(|gap| !gap.is_known());
-    let store = Arc::clone(store);
+fn keep_alive(running: &Running) -> io::Result<Alive> {
+    let alive: Alive = Arc::new(Mutex::new(running.store.clone()));
+    if running.store.is_none() {
+        return Ok(alive);
+    }
+    let mut untold = running.gap.clone().filter(|gap| !gap.is_known());
+    let (store, bytes) = (Arc::clone(&alive), Arc::clone(&running.store_bytes));
     let thread = std::thread::Builder::new().name("store-alive".to_owned());
+    let look = move |store: &Store| {
+        bytes.store(size_of_folder(store.folder()), Ordering::Relaxed);
+    };
     let ticks = move || loop {
+        store.lock().unwrap_or_else(PoisonError::into_inner).iter().for_each(&look);
         std::thread::sleep(if untold.is_some() { BEGIN_INTERVAL } else { ALIVE_INTERVAL });
         let store = store.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(store) = &*store else { return };
@@ -341,7 +373,13 @@ fn keep_alive(store: &Alive, gap: Option<GapObserver>) -> io::Result<()> {
             gap.was_since(store.gap_from_ns());
         }
     };
-    thread.spawn(ticks).map(drop)
+    thread.spawn(ticks).map(|_| alive)
+}
+
+/// What the files of a folder take.
+fn size_of_folder(folder: &Path) -> u64 {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.metadata().ok()).map(|file| file.len()).sum()
 }
 
 /// The store for as long as the agent is alive.
@@ -407,8 +445,6 @@ fn conclude(report: &Report, running: &Running) -> u8 {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
     use vahti_exporters::store::StoreConfig;
     use vahti_runtime::config::{Config as ObserverConfig, FailurePolicy};
     use vahti_runtime::processor::{EventProcessor, Output, ProcessError, RawRecord};
@@ -463,7 +499,10 @@ mod tests {
             enabled,
             gap: None,
             store: None,
+            store_bytes: Arc::default(),
             division: None,
+            pulse: Arc::default(),
+            since: Instant::now(),
         };
         let now = running.status();
         let well = "watching: network; can't run here: container; emitters: nothing";

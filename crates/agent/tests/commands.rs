@@ -17,6 +17,7 @@ fn vahti(arguments: &[&str]) -> Command {
         command.env_remove(format!("VAHTI_{name}"));
     }
     command.env("VAHTI_STORE", "none");
+    command.env("VAHTI_HTTP", "none");
     command
 }
 
@@ -85,7 +86,8 @@ fn memory_that_is_not_enough_is_refused_with_every_users_demand() {
         assert_eq!(code(&output), 64, "{told}");
         for part in [
             "vahti.yaml:1:18: limits.memory is 32MiB, but must be ",
-            "program 4.0 MiB, network ",
+            "program 4.0 MiB, http ",
+            ", network ",
             "observers.network.backpressure.max_bytes than 100MiB, times ",
         ] {
             assert!(told.contains(part), "{part}: {told}");

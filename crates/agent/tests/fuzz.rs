@@ -33,6 +33,7 @@ fn vahti(arguments: &[&str]) -> Command {
         command.env_remove(format!("VAHTI_{name}"));
     }
     command.env("VAHTI_STORE", "none");
+    command.env("VAHTI_HTTP", "none");
     command
 }
 

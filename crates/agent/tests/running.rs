@@ -37,6 +37,7 @@ impl Agent {
             .arg("--socket")
             .arg(folder.path().join("s"))
             .env("VAHTI_STORE", folder.path().join("store"))
+            .env("VAHTI_HTTP", "none")
             .env("NOTIFY_SOCKET", ready)
             .env_remove("VAHTI_CONFIG")
             .env_remove("WATCHDOG_USEC")
@@ -322,6 +323,7 @@ fn stalled(drain_deadline: &str) -> Option<Agent> {
         .arg("--socket")
         .arg(folder.path().join("s"))
         .env("VAHTI_STORE", folder.path().join("store"))
+        .env("VAHTI_HTTP", "none")
         .stdout(writer.try_clone().unwrap())
         .stderr(writer)
         .spawn()
@@ -397,6 +399,7 @@ impl Agent {
             .arg("--config")
             .arg(config.path())
             .env("VAHTI_STORE", self.folder.path().join("store"))
+            .env("VAHTI_HTTP", "none")
             .env_remove("VAHTI_LOG")
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -660,6 +663,7 @@ fn files_whose_folder_comes_later_hold_up_nothing_and_a_durable_one_gets_all() {
         .args(["doctor", "--json", "--socket", &agent.socket(), "--config"])
         .arg(&config)
         .env("VAHTI_STORE", agent.folder.path().join("store"))
+        .env("VAHTI_HTTP", "none")
         .output()
         .unwrap();
     let report: serde_json::Value = serde_json::from_slice(&doctor.stdout).unwrap();

@@ -48,6 +48,7 @@ impl Service {
             .args(arguments)
             .env("NOTIFY_SOCKET", name)
             .env("VAHTI_STORE", folder.path().join("store"))
+            .env("VAHTI_HTTP", "none")
             .env_remove("VAHTI_CONFIG")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

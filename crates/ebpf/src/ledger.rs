@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::maps::{MapData, PerCpuArray};
-use vahti_runtime::source::{SourceCounts, SourceLedger};
+use vahti_runtime::source::{self, SourceCounts, SourceLedger};
 
 use crate::error::EbpfError;
 use crate::manager::{AttachedProgram, AyaManager};
@@ -140,5 +140,14 @@ impl SourceLedger for RingLedger {
 
     fn degraded(&self) -> Vec<String> {
         self.probes.degraded()
+    }
+
+    fn costs(&self) -> Vec<source::ProgramCost> {
+        let cost = |cost: ProgramCost| source::ProgramCost {
+            program: cost.program,
+            run_time_ns: cost.counters.run_time_ns,
+            runs: cost.counters.runs,
+        };
+        RingLedger::costs(self).into_iter().map(cost).collect()
     }
 }

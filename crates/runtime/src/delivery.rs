@@ -17,11 +17,14 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
+use crate::clock::ClockPair;
 use crate::config::BackpressureConfig;
 use crate::doorbell::Doorbell;
 use crate::durable::DurableLog;
 use crate::emitter::EventEmitter;
+use crate::event::{AGENT_GAP, Event};
 use crate::lane::Lane;
+use crate::latency::{Batch, Histogram};
 use crate::ledger::LaneLine;
 use crate::panic::{Panicked, contain};
 use crate::pool::EventPool;
@@ -90,8 +93,34 @@ struct Shared {
     ended: watch::Sender<bool>,
     state: Mutex<EmitterState>,
     panics: AtomicU64,
+    latencies: Latencies,
     /// Where a durable emitter is served from; it has no lanes then.
     log: Option<Arc<dyn DurableLog>>,
+}
+
+/// How long after it happened an event was where, of those that were delivered.
+#[derive(Debug, Default)]
+pub struct Latencies {
+    /// Accepted by the observer.
+    pub accepted: Histogram,
+    /// Delivered by the emitter.
+    pub delivered: Histogram,
+}
+
+impl Latencies {
+    /// Counts events that are delivered now; a summary by what it tells of last.
+    fn count<'a>(&self, events: impl Iterator<Item = &'a Event>) {
+        let now = ClockPair::now().wall_ns;
+        let (mut accepted, mut delivered) = (Batch::default(), Batch::default());
+        // A gap begins long before anybody could tell of it.
+        for event in events.filter(|event| *event.kind != AGENT_GAP) {
+            let happened = event.time_ns.max(event.last_ns);
+            accepted.add(event.observed_ns.saturating_sub(happened));
+            delivered.add(now.saturating_sub(happened));
+        }
+        self.accepted.add(&accepted);
+        self.delivered.add(&delivered);
+    }
 }
 
 /// One emitter and its worker, shared by the observers that emit to it.
@@ -179,6 +208,7 @@ impl EmitterHandle {
             ended: watch::Sender::new(false),
             state: Mutex::new(EmitterState::Working),
             panics: AtomicU64::new(0),
+            latencies: Latencies::default(),
             log,
         });
         seat::start(&shared, Sender::new(Arc::clone(&shared), 0, Some(emitter)), None)?;
@@ -252,6 +282,12 @@ impl EmitterHandle {
     #[must_use]
     pub fn panics(&self) -> u64 {
         self.shared.panics.load(Ordering::Relaxed)
+    }
+
+    /// How long events took until they were delivered.
+    #[must_use]
+    pub fn latencies(&self) -> &Latencies {
+        &self.shared.latencies
     }
 
     /// Whether it is served from a log, rather than from lanes.

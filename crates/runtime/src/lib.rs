@@ -246,6 +246,7 @@ pub mod error;
 pub mod event;
 pub mod health;
 pub mod ids;
+pub mod latency;
 pub mod ledger;
 pub mod memory;
 pub mod metrics;

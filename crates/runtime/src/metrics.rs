@@ -214,16 +214,16 @@ mod tests {
             ..MetricsConfig::default()
         };
         let registry = Registry::new(&config);
-        for n in 0..100_000 {
+        for n in 0..1_000_000 {
             let pod = format!("pod-{n}");
             registry.series("m", MetricKind::Counter, &[("pod", pod.as_str())]).add(1);
         }
         let samples: Vec<_> = registry.snapshot().into_iter().filter(|s| s.name == "m").collect();
         assert_eq!(samples.len(), 11, "ten and the other");
-        assert_eq!(samples.iter().map(|s| s.value).sum::<i64>(), 100_000);
+        assert_eq!(samples.iter().map(|s| s.value).sum::<i64>(), 1_000_000);
         let other = samples.iter().find(|s| s.labels[0].1 == OTHER);
-        assert_eq!(other.map(|s| s.value), Some(99_990));
-        assert_eq!(registry.snapshot().last().map(|s| s.value), Some(99_990));
+        assert_eq!(other.map(|s| s.value), Some(999_990));
+        assert_eq!(registry.snapshot().last().map(|s| s.value), Some(999_990));
     }
 
     #[test]

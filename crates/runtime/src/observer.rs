@@ -6,9 +6,9 @@ mod incarnation;
 mod run;
 mod work;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, TryLockError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
@@ -20,12 +20,13 @@ use crate::config::Config;
 use crate::delivery::EmitterHandle;
 use crate::health::{HealthChecker, HealthStatus};
 use crate::ids::SpanId;
+use crate::lane::Lane;
 use crate::ledger::{FailReason, ObserverLedger, add};
-use crate::metrics::Sample;
+use crate::metrics::{OTHER, Sample};
 use crate::panic::Panicked;
 use crate::pipeline::{Failure, Pipeline, Scratch};
 use crate::processor::{ProcessorFactory, RawRecord};
-use crate::source::{Interrupt, Source, SourceLedger};
+use crate::source::{Interrupt, ProgramCost, Source, SourceLedger};
 use incarnation::Incarnation;
 use work::Seat;
 pub(crate) use work::{BATCH_BYTES, BATCH_RECORDS};
@@ -113,6 +114,9 @@ pub struct ObserverRuntime {
     seat: Arc<Seat>,
     /// Told when `process_event` may have opened a storm's window.
     fold_bell: Notify,
+    restarts: AtomicU64,
+    /// Since when the processor that is there is there.
+    up_since: Mutex<Option<Instant>>,
     scratches: Mutex<Vec<Scratch>>,
     health: Arc<HealthChecker>,
 }
@@ -123,6 +127,21 @@ enum Stage {
     Starting,
     Running,
     Ended,
+}
+
+/// How full a lane is, and how full it may be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LaneFill {
+    /// The emitter that it leads to.
+    pub emitter: String,
+    /// Events that wait.
+    pub items: usize,
+    /// What they take.
+    pub bytes: usize,
+    /// How many may wait.
+    pub max_items: usize,
+    /// How much they may take.
+    pub max_bytes: usize,
 }
 
 /// Why a record could not be processed.
@@ -310,6 +329,49 @@ impl ObserverRuntime {
         &self.health
     }
 
+    /// How often it was started again after it had failed.
+    #[must_use]
+    pub fn restarts(&self) -> u64 {
+        self.restarts.load(Ordering::Relaxed)
+    }
+
+    /// How long it has been up; `None` while it is not.
+    #[must_use]
+    pub fn uptime(&self) -> Option<Duration> {
+        let since = *self.up_since.lock().unwrap_or_else(PoisonError::into_inner);
+        since.filter(|_| self.incarnation().is_ok()).map(|since| since.elapsed())
+    }
+
+    /// What of its source can't work here or was not proven lately.
+    #[must_use]
+    pub fn unproven(&self) -> Vec<String> {
+        self.source_ledger.get().map(|ledger| ledger.degraded()).unwrap_or_default()
+    }
+
+    /// What its source's programs cost.
+    #[must_use]
+    pub fn costs(&self) -> Vec<ProgramCost> {
+        self.source_ledger.get().map(|ledger| ledger.costs()).unwrap_or_default()
+    }
+
+    /// How full each of its lanes is.
+    #[must_use]
+    pub fn lane_fills(&self) -> Vec<LaneFill> {
+        let bounds = &self.config.backpressure;
+        let lanes = self.pipeline.lanes.iter().zip(&self.emitters);
+        let fill = |((lane, _), emitter): (&(Arc<Lane>, _), &EmitterHandle)| {
+            let fill = lane.fill();
+            LaneFill {
+                emitter: emitter.name().to_owned(),
+                items: fill.items,
+                bytes: fill.bytes,
+                max_items: bounds.queue_size,
+                max_bytes: bounds.max_bytes().as_usize(),
+            }
+        };
+        lanes.map(fill).collect()
+    }
+
     /// Latest spans of entities, and parents of spans.
     #[must_use]
     pub fn causality(&self) -> &CausalityTracker {
@@ -346,6 +408,13 @@ impl ObserverRuntime {
             return Vec::new();
         }
         let mut samples = self.pipeline.metrics.snapshot();
+        // Whatever labels are allowed: another observer has the same names.
+        for sample in &mut samples {
+            if sample.labels.iter().all(|(key, value)| key != "observer" || value == OTHER) {
+                sample.labels.retain(|(key, _)| key != "observer");
+                sample.labels.insert(0, ("observer".to_owned(), self.name.clone()));
+            }
+        }
         samples.extend(self.ledger().samples());
         samples
     }

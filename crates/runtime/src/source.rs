@@ -170,6 +170,23 @@ pub trait SourceLedger: Send + Sync + fmt::Debug {
     fn degraded(&self) -> Vec<String> {
         Vec::new()
     }
+
+    /// What each of its programs cost, where the kernel counts that.
+    fn costs(&self) -> Vec<ProgramCost> {
+        Vec::new()
+    }
+}
+
+/// What a program of the kernel cost since it was loaded, as far as the kernel
+/// counted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ProgramCost {
+    /// Its name.
+    pub program: String,
+    /// Time spent in it.
+    pub run_time_ns: u64,
+    /// How often it ran.
+    pub runs: u64,
 }
 
 /// Ends a [`Source::read`] that waits, from any thread.

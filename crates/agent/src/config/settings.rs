@@ -14,7 +14,7 @@ use vahti_runtime::event::{escape, escape_text};
 
 use super::load::{self, Loaded};
 use super::problem::{InvalidConfig, Problem, nearest, one_of};
-use super::{Config, EmitterConfig, EmitterType, Emitters, LogLevel, NODE_NAME, OBSERVERS};
+use super::{Config, EmitterConfig, EmitterType, Emitters, Listen, LogLevel, NODE_NAME, OBSERVERS};
 
 /// What the command line says; `None` where it says nothing.
 #[derive(Debug, Default)]
@@ -25,6 +25,7 @@ pub(crate) struct Overrides {
     pub(crate) format: Option<Format>,
     pub(crate) log: Option<LogLevel>,
     pub(crate) store: Option<PathBuf>,
+    pub(crate) http: Option<Listen>,
 }
 
 /// An observer, by name.
@@ -113,6 +114,9 @@ pub(crate) fn resolve(
     if let Some(store) = overrides.store {
         config.store.path = Some(store);
     }
+    if let Some(listen) = overrides.http {
+        config.http.listen = listen;
+    }
     if let Some(log) = overrides.log {
         config.log = log;
     }
@@ -148,6 +152,7 @@ fn apply_environment(
     let log = value("VAHTI_LOG", "log")?;
     let emit = value("VAHTI_EMIT", "emitters")?;
     let observers = value("VAHTI_OBSERVERS", "observers")?;
+    let listen = value("VAHTI_HTTP", "http.listen")?;
     if let Some(store) = store {
         loaded.config.store.path = Some(store.into());
     }
@@ -161,6 +166,10 @@ fn apply_environment(
     if let Some(level) = log {
         loaded.config.log =
             level.parse().map_err(|bound: String| refused("VAHTI_LOG", &level, &bound))?;
+    }
+    if let Some(listen) = listen {
+        loaded.config.http.listen =
+            listen.parse().map_err(|bound: String| refused("VAHTI_HTTP", &listen, &bound))?;
     }
     if let Some(text) = emit {
         let emit = list("VAHTI_EMIT", &text)?;

@@ -272,6 +272,12 @@ fn the_command_line_goes_before_the_file_before_the_environment() {
 fn wrong_variables_are_told_with_what_they_may_be() {
     for (name, value, told) in [
         (
+            "VAHTI_HTTP",
+            "localhost",
+            "environment: VAHTI_HTTP is \"localhost\", but must be an address and port, such as \
+             127.0.0.1:9464 or [::1]:9464, or none",
+        ),
+        (
             "VAHTI_LOG",
             "loud",
             "VAHTI_LOG is \"loud\", but must be off, error, warn, info, debug or trace",
@@ -414,6 +420,26 @@ fn a_file_that_watches_nothing_is_refused_unless_the_command_line_names_an_obser
         ..Overrides::default()
     };
     assert!(resolved(overrides, &[]).unwrap().observers.network.enabled);
+}
+
+#[test]
+fn where_is_listened_is_said_by_the_command_line_before_the_file_before_the_environment() {
+    let environment = [("VAHTI_HTTP", "none")];
+    let listen = |overrides, environment: &[(&str, &str)]| {
+        resolved(overrides, environment).unwrap().http.listen.to_string()
+    };
+    assert_eq!(listen(Overrides::default(), &[]), "127.0.0.1:9464");
+    assert_eq!(listen(Overrides::default(), &environment), "none");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "http: {listen: '[::1]:80'}").unwrap();
+    let with_file = || Overrides { config: Some(file.path().into()), ..Overrides::default() };
+    assert_eq!(listen(with_file(), &environment), "[::1]:80");
+    let http = Some("127.0.0.1:81".parse().unwrap());
+    assert_eq!(listen(Overrides { http, ..with_file() }, &environment), "127.0.0.1:81");
+    let told = problems("http: {listen: 9464}");
+    assert!(told[0].starts_with("f:1:16: http.listen: \"9464\" is not "), "{told:?}");
+    let told = problems("http: {listen: localhost:9464}");
+    assert!(told[0].contains("an address and port, such as 127.0.0.1:9464"), "{told:?}");
 }
 
 #[test]

@@ -76,6 +76,7 @@ impl Agent {
             .arg(&config)
             .args(start.arguments)
             .env("VAHTI_STORE", folder.path().join("store"))
+            .env("VAHTI_HTTP", "none")
             .env_remove("VAHTI_OBSERVERS")
             .env_remove("VAHTI_EMIT")
             .stdin(Stdio::null())

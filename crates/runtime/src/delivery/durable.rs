@@ -205,11 +205,11 @@ impl DurableWorker {
         Some(if answer.panicked {
             self.look_for_poison(&seqs, None)
         } else {
-            self.take_note(&seqs, answer.outcome)
+            self.take_note(&seqs, &events, answer.outcome)
         })
     }
 
-    fn take_note(&mut self, seqs: &[u64], outcome: EmitOutcome) -> Tried {
+    fn take_note(&mut self, seqs: &[u64], events: &[Arc<Event>], outcome: EmitOutcome) -> Tried {
         let settled = |seq: &u64, rejected| Settled { seq: *seq, rejected };
         let (settled, rest) = match outcome {
             EmitOutcome::Delivered => (seqs.iter().map(|s| settled(s, None)).collect(), None),
@@ -244,9 +244,11 @@ impl DurableWorker {
                 (all.collect(), None)
             }
         };
+        let arrived = delivered(&settled, seqs, events);
         if let Err(error) = self.settle(settled) {
             return self.log_fails(&error);
         }
+        self.shared.latencies.count(arrived.into_iter());
         rest.unwrap_or(Tried::Settled)
     }
 
@@ -280,6 +282,16 @@ impl DurableWorker {
             Err(error) => self.log_fails(&error),
         }
     }
+}
+
+/// Those of the events that were delivered; in the order of both.
+fn delivered<'a>(settled: &[Settled], seqs: &[u64], events: &'a [Arc<Event>]) -> Vec<&'a Event> {
+    let mut settled = settled.iter().peekable();
+    let mut is_delivered = |seq: &u64| {
+        settled.next_if(|s| s.seq == *seq).is_some_and(|settled| settled.rejected.is_none())
+    };
+    let all = seqs.iter().zip(events);
+    all.filter(|(seq, _)| is_delivered(seq)).map(|(_, event)| &**event).collect()
 }
 
 /// Asks the log, which may take as long as its disk does: meanwhile that is to

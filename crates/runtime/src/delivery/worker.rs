@@ -263,6 +263,7 @@ impl Worker {
         let total = self.batch.events.len();
         let (deliveries, hint, reason) = match outcome {
             EmitOutcome::Delivered => {
+                self.shared.latencies.count(self.batch.events.iter().map(|event| &**event));
                 self.settle_all(|settlement| &mut settlement.delivered, DropReason::Closed);
                 return (None, None);
             }
@@ -304,6 +305,9 @@ impl Worker {
             };
             part[event.kind.priority() as usize] += Tally::one(event.count);
         }
+        let arrived = self.batch.events.iter().zip(deliveries);
+        let arrived = arrived.filter(|(_, delivery)| **delivery == Delivery::Delivered);
+        self.shared.latencies.count(arrived.map(|(event, _)| &**event));
         // Nothing was dropped, so the reason does not matter.
         self.apply(&settlements, DropReason::Closed);
         let mut keep = deliveries.iter().map(|d| *d == Delivery::Retryable);

@@ -60,6 +60,20 @@ impl ObserverLedger {
     }
 }
 
+impl LaneLine {
+    /// The line in the words of the metrics: of a lane that belongs to no
+    /// observer's ledger, such as a durable emitter's account.
+    #[must_use]
+    pub fn samples(&self) -> Vec<Sample> {
+        let mut samples = Samples { observer: &self.observer, all: Vec::new() };
+        samples.lane(self);
+        let line = format!("lane {}", self.emitter);
+        let labels = [("line", line.as_str())];
+        samples.push("vahti_ledger_difference", MetricKind::Gauge, &labels, self.difference);
+        samples.all
+    }
+}
+
 struct Samples<'a> {
     observer: &'a str,
     all: Vec<Sample>,

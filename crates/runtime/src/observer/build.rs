@@ -1,5 +1,6 @@
 //! Puts an `ObserverRuntime` together.
 
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Duration;
 
@@ -252,6 +253,8 @@ impl ObserverRuntimeBuilder {
             incarnation: RwLock::new(None),
             seat: Arc::new(Seat::default()),
             fold_bell: Notify::new(),
+            restarts: AtomicU64::new(0),
+            up_since: Mutex::new(None),
             scratches: Mutex::new(Vec::new()),
             health,
             config,

@@ -320,6 +320,8 @@ impl ObserverRuntime {
         *self.incarnation.write().unwrap_or_else(PoisonError::into_inner) = current;
         self.set_stage(Stage::Running);
         self.health.mark_healthy();
+        *self.up_since.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some(std::time::Instant::now());
         let failed = tokio::select! {
             () = shutdown.begun() => None,
             end = ended(&mut thread) => {
@@ -576,7 +578,9 @@ impl ObserverRuntime {
         restarts.row = restarts.row.saturating_add(1);
         restarts.recent.push_back(now);
         tracing::info!(observer = %self.name, ?delay, "restarts");
-        tokio::time::timeout(delay, shutdown.begun()).await.is_ok()
+        let is_over = tokio::time::timeout(delay, shutdown.begun()).await.is_ok();
+        self.restarts.fetch_add(u64::from(!is_over), Ordering::Relaxed);
+        is_over
     }
 
     /// Waits until no thread that was left behind is inside the source any more:
