@@ -14,8 +14,10 @@ use std::sync::OnceLock;
 
 use serde::Serialize;
 use vahti_exporters::store::StoreMemory;
+use vahti_exporters::{OtlpEmitter, PolkuEmitter};
 use vahti_observers::cgroups;
 use vahti_runtime::config::{BackpressureConfig, InvalidField};
+use vahti_runtime::emitter::MAX_BATCH;
 use vahti_runtime::memory::CacheLimits;
 use vahti_runtime::units::ByteSize;
 
@@ -249,7 +251,12 @@ fn fixed(config: &Config, limits: &Limits) -> Vec<Part> {
     for emitter in &config.emitters.0 {
         let name = emitter.name();
         if emitter.durable {
-            let window = limits.store.window_bytes + StoreMemory::CURSOR_BYTES;
+            let at_once = match emitter.kind {
+                EmitterType::Otlp => OtlpEmitter::MAX_BATCH,
+                EmitterType::Polku => PolkuEmitter::MAX_BATCH,
+                EmitterType::Stdout | EmitterType::File | EmitterType::None => MAX_BATCH,
+            };
+            let window = limits.store.window_bytes + StoreMemory::cursor_bytes(at_once);
             parts.push(part(name, "what it is owed next", window));
         }
         // Of a durable one those are among what it is owed.

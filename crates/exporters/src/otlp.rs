@@ -36,8 +36,6 @@ use self::transport::{Failure, Signal, Taken, Transport};
 
 /// How many events a request is worth its price with.
 const MIN_BATCH: usize = 512;
-/// How many events are sent at once, at most.
-const MAX_BATCH: usize = 1_000;
 /// How often the same trouble with spans is told.
 const TELL_INTERVAL: Duration = Duration::from_secs(300);
 
@@ -54,6 +52,9 @@ pub struct OtlpEmitter {
 }
 
 impl OtlpEmitter {
+    /// How many events are sent at once, at most.
+    pub const MAX_BATCH: usize = 1_000;
+
     /// One that sends there; it connects when the first event comes.
     #[must_use]
     pub fn new(name: &str, target: OtlpTarget) -> Self {
@@ -258,7 +259,7 @@ impl EventEmitter for OtlpEmitter {
     }
 
     fn max_batch(&self) -> usize {
-        MAX_BATCH
+        Self::MAX_BATCH
     }
 
     fn min_batch(&self) -> usize {

@@ -39,9 +39,6 @@ const STREAM: PathAndQuery = PathAndQuery::from_static("/polku.v1.Gateway/Stream
 /// an acknowledgement.
 const GATEWAY_BYTES: usize = 4 << 20;
 
-/// How many events are sent at once, at most.
-const MAX_BATCH: usize = 1_000;
-
 /// Where a gateway is, and how it is spoken to.
 #[derive(Debug, Clone)]
 pub struct PolkuTarget {
@@ -102,6 +99,9 @@ enum Sent {
 }
 
 impl PolkuEmitter {
+    /// How many events are sent at once, at most.
+    pub const MAX_BATCH: usize = 1_000;
+
     /// One that connects when the first event comes.
     #[must_use]
     pub fn new(name: &str, target: PolkuTarget) -> Self {
@@ -285,11 +285,11 @@ impl EventEmitter for PolkuEmitter {
     }
 
     fn max_batch(&self) -> usize {
-        MAX_BATCH
+        Self::MAX_BATCH
     }
 
     fn min_batch(&self) -> usize {
-        MAX_BATCH / 2
+        Self::MAX_BATCH / 2
     }
 
     fn emit<'a>(&'a mut self, batch: &'a [Arc<Event>]) -> Emission<'a, EmitOutcome> {

@@ -65,6 +65,9 @@ pub enum EmitOutcome {
 /// `dyn EventEmitter`.
 pub type Emission<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
+/// The largest batch of an emitter that does not say otherwise, in events.
+pub const MAX_BATCH: usize = 512;
+
 /// Takes batches of events to a wire, a disk or a terminal.
 ///
 /// An emitter has a thread of its own: it may block, stall, panic or fail, and
@@ -82,7 +85,7 @@ pub trait EventEmitter: Send {
 
     /// The largest batch that it takes, in events.
     fn max_batch(&self) -> usize {
-        512
+        MAX_BATCH
     }
 
     /// From how many events on a request is worth its price: up to that many

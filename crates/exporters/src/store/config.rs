@@ -49,8 +49,14 @@ impl Default for StoreMemory {
 }
 
 impl StoreMemory {
-    /// What one that reads for an exporter takes beside its events.
-    pub const CURSOR_BYTES: usize = (CURSOR_CACHE_KIB << 10) + CONNECTION_BYTES + SETTLED_BYTES;
+    /// What one that reads for an exporter takes beside its events, by how many
+    /// that takes at once: for what is remembered of those, of each priority, that
+    /// are settled while one before them is not.
+    #[must_use]
+    pub const fn cursor_bytes(max_batch: usize) -> usize {
+        let settled = 2 * AHEAD * max_batch * SETTLED_BYTES;
+        (CURSOR_CACHE_KIB << 10) + CONNECTION_BYTES + settled
+    }
 
     /// What one that writes takes beside its pages: its connection, the list of
     /// rows that leave at once, the index of the write-ahead log, and what it
@@ -62,9 +68,11 @@ impl StoreMemory {
 /// Pages that are kept by one that reads for an exporter.
 pub(super) const CURSOR_CACHE_KIB: usize = 256;
 
-/// What is remembered of events that are settled while one before them is not:
-/// of four of the largest batches, of each priority.
-const SETTLED_BYTES: usize = 2 * 4 * 1_000 * 128;
+/// How many times its batch a cursor reads ahead of one that can't be sent now.
+pub(super) const AHEAD: usize = 4;
+
+/// What is remembered of one event that is settled.
+const SETTLED_BYTES: usize = 128;
 
 /// A connection with its schema, its statements and what SQLite keeps ready for
 /// it: some 120 KB were measured.

@@ -13,7 +13,7 @@ use vahti_runtime::event::{Event, Priority, from_json_line};
 use vahti_runtime::ledger::{LaneLine, Tally};
 
 use super::books::{Contradiction, Passed, signed, unsigned};
-use super::config::CURSOR_CACHE_KIB;
+use super::config::{AHEAD, CURSOR_CACHE_KIB};
 use super::writer::Trouble;
 use super::{Shared, Store};
 
@@ -365,9 +365,6 @@ impl Cursor {
         }
     }
 }
-
-/// How many times its batch a cursor reads ahead of one that can't be sent now.
-const AHEAD: usize = 4;
 
 impl DurableCursor for Cursor {
     fn read(&mut self, limit: usize) -> Result<Vec<Owed>, LogError> {
