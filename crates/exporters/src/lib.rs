@@ -32,6 +32,7 @@ pub mod polku;
 #[cfg(test)]
 #[path = "../tests/receivers/decoder.rs"]
 mod receivers;
+mod remote;
 mod stdout;
 pub mod store;
 #[cfg(test)]

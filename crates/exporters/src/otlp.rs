@@ -31,7 +31,6 @@ use vahti_runtime::ids::EventId;
 
 pub use self::config::{Compression, HeaderSource, OtlpConfig, OtlpTarget, Protocol, Secret};
 use self::encode::{Encoder, Portion};
-pub(crate) use self::transport::causes;
 use self::transport::{Failure, Signal, Taken, Transport};
 
 /// How many events a request is worth its price with.

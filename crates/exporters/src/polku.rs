@@ -25,12 +25,12 @@ use tonic::codec::Streaming;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
 use tonic_prost::ProstCodec;
-use vahti_runtime::config::InvalidConfig;
+use vahti_runtime::config::{InvalidConfig, InvalidField};
 use vahti_runtime::emitter::{Delivery, Emission, EmitOutcome, EventEmitter};
 use vahti_runtime::event::{Event, escape_text};
 
 use self::message::{Ack, EventPayload, IngestBatch, Payload};
-use crate::otlp::{OtlpConfig, Protocol, causes};
+use crate::remote::{self, causes};
 use crate::tls::{TlsConfig, Trust};
 
 const STREAM: PathAndQuery = PathAndQuery::from_static("/polku.v1.Gateway/StreamEvents");
@@ -54,20 +54,26 @@ impl PolkuTarget {
     /// long an acknowledgement is waited for.
     ///
     /// # Errors
-    /// The URL is none.
+    /// The URL is none, or a certificate has no key.
     pub fn new(
         endpoint: &str,
         cluster: &str,
         tls: TlsConfig,
         timeout: Duration,
     ) -> Result<Self, InvalidConfig> {
-        let config = OtlpConfig { protocol: Some(Protocol::Grpc), ..OtlpConfig::to(endpoint) };
-        let config = OtlpConfig { tls: tls.clone(), ..config };
-        // The same rules, and nothing of OpenTelemetry's environment.
-        let fields = |fields| InvalidConfig { fields };
-        let settled = config.settle(&|_| None).map_err(fields)?;
+        let parsed = remote::endpoint_without_path(endpoint, "http://localhost:50051");
+        let wrong = parsed.as_ref().err().map(|bound| InvalidField {
+            path: "endpoint".to_owned(),
+            value: escape_text(remote::shown(endpoint)).into_owned(),
+            bound: bound.clone(),
+        });
+        let fields: Vec<InvalidField> = wrong.into_iter().chain(tls.lacks()).collect();
+        let endpoint = match parsed {
+            Ok(endpoint) if fields.is_empty() => endpoint,
+            _ => return Err(InvalidConfig { fields }),
+        };
         Ok(PolkuTarget {
-            endpoint: settled.logs,
+            endpoint,
             cluster: cluster.to_owned(),
             tls,
             timeout,

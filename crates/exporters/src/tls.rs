@@ -12,6 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use vahti_runtime::config::InvalidField;
 use vahti_runtime::config::bounds::{Bounded, Checked, describe};
 use vahti_runtime::event::escape;
 
@@ -31,6 +32,19 @@ pub struct TlsConfig {
     /// A file with the private key of `cert`, PEM.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key: Option<PathBuf>,
+}
+
+impl TlsConfig {
+    /// What is of no use, as the other half of it is not there.
+    pub(crate) fn lacks(&self) -> Option<InvalidField> {
+        let (there, lacks) = match (&self.cert, &self.key) {
+            (Some(_), None) => ("tls.cert", "tls.key"),
+            (None, Some(_)) => ("tls.key", "tls.cert"),
+            _ => return None,
+        };
+        let (value, bound) = ("alone".to_owned(), format!("together with {lacks}"));
+        Some(InvalidField { path: there.to_owned(), value, bound })
+    }
 }
 
 impl Bounded for TlsConfig {

@@ -14,6 +14,7 @@ use vahti_runtime::config::{InvalidConfig, InvalidField};
 use vahti_runtime::event::escape_text;
 use vahti_runtime::units::{ByteSize, HumanDuration};
 
+use crate::remote;
 use crate::tls::TlsConfig;
 
 /// What can be set about an OTLP emitter. What is left open is filled in from
@@ -51,15 +52,6 @@ pub enum Protocol {
     Grpc,
     /// Protobuf over HTTP/1.1.
     Http,
-}
-
-impl Protocol {
-    const fn as_str(self) -> &'static str {
-        match self {
-            Protocol::Grpc => "grpc",
-            Protocol::Http => "http",
-        }
-    }
 }
 
 /// How requests are compressed.
@@ -170,9 +162,9 @@ pub struct OtlpTarget(pub(super) Settled);
 
 /// Everything that is needed to send.
 #[derive(Debug, Clone)]
-pub(crate) struct Settled {
+pub(super) struct Settled {
     pub(super) protocol: Protocol,
-    pub(crate) logs: Uri,
+    pub(super) logs: Uri,
     pub(super) traces: Option<Uri>,
     pub(super) headers: BTreeMap<String, HeaderSource>,
     pub(super) tls: TlsConfig,
@@ -204,7 +196,7 @@ impl OtlpConfig {
     ///
     /// # Errors
     /// Everything that is wrong.
-    pub(crate) fn settle(
+    pub(super) fn settle(
         &self,
         environment: Environment<'_>,
     ) -> Result<Settled, Vec<InvalidField>> {
@@ -308,10 +300,8 @@ impl Filling<'_> {
         match endpoint(&text, protocol, (!whole).then_some(path)) {
             Ok(uri) => Some(uri),
             Err(bound) => {
-                // The password of one that has one must not show.
-                let shown = if text.contains('@') { "(hidden)" } else { &text };
                 if !self.wrong.iter().any(|field| field.path == name) {
-                    self.complain(&name, shown, &bound);
+                    self.complain(&name, remote::shown(&text), &bound);
                 }
                 None
             }
@@ -375,11 +365,7 @@ impl Filling<'_> {
             cert: file(&set.cert, "CLIENT_CERTIFICATE"),
             key: file(&set.key, "CLIENT_KEY"),
         };
-        if tls.cert.is_some() != tls.key.is_some() {
-            let (there, lacks) =
-                if tls.cert.is_some() { ("tls.cert", "tls.key") } else { ("tls.key", "tls.cert") };
-            self.complain(there, "alone", &format!("together with {lacks}"));
-        }
+        self.wrong.extend(tls.lacks());
         tls
     }
 
@@ -435,35 +421,17 @@ const RESERVED: [&str; 12] = [
 
 /// Reads an endpoint, and puts a path behind it; the error says what it must be.
 fn endpoint(text: &str, protocol: Protocol, path: Option<&str>) -> Result<Uri, String> {
-    let example =
-        if protocol == Protocol::Grpc { "http://localhost:4317" } else { "http://localhost:4318" };
-    let must = |why: &str| format!("{why}, such as {example}");
-    let uri: Uri = text.trim().parse().map_err(|_| must("a URL"))?;
-    if !matches!(uri.scheme_str(), Some("http" | "https")) {
-        return Err(must("a URL with http:// or https://"));
+    if protocol == Protocol::Grpc {
+        return remote::endpoint_without_path(text, "http://localhost:4317");
     }
-    let authority = uri.authority().ok_or_else(|| must("a URL with a host"))?;
-    if authority.as_str().contains('@') {
-        return Err(must("a URL without a password, which belongs into a header"));
-    }
-    if authority.host().is_empty() || (authority.as_str().ends_with(':')) {
-        return Err(must("a URL with a host"));
-    }
-    if uri.query().is_some() {
-        return Err(must("a URL without a query"));
-    }
-    let base = uri.path().trim_end_matches('/');
-    if protocol == Protocol::Grpc && !base.is_empty() {
-        return Err(must(&format!("a URL without a path for protocol {}", protocol.as_str())));
-    }
-    let path = match (protocol, path) {
-        (Protocol::Grpc, _) => "/".to_owned(),
-        (Protocol::Http, Some(path)) => format!("{base}{path}"),
-        (Protocol::Http, None) => uri.path().to_owned(),
-    };
+    let example = "http://localhost:4318";
+    let uri = remote::endpoint(text, example)?;
+    let Some(path) = path else { return Ok(uri) };
+    let path = format!("{}{path}", uri.path().trim_end_matches('/'));
     let mut parts = uri.into_parts();
-    parts.path_and_query = Some(path.parse().map_err(|_| must("a URL"))?);
-    Uri::from_parts(parts).map_err(|_| must("a URL"))
+    let failed = || format!("a URL, such as {example}");
+    parts.path_and_query = Some(path.parse().map_err(|_| failed())?);
+    Uri::from_parts(parts).map_err(|_| failed())
 }
 
 /// Without the percent signs that W3C's baggage, whose form the variable has,

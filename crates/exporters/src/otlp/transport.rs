@@ -11,8 +11,8 @@ use prost::bytes::Bytes;
 use vahti_runtime::event::escape_text;
 
 use self::headers::Headers;
-
 use super::config::{Protocol, Settled};
+use crate::remote::causes;
 use crate::tls::Trust;
 
 /// What a receiver took.
@@ -165,21 +165,4 @@ fn on_the_way(uri: &Uri, error: &(dyn std::error::Error + 'static)) -> Failure {
     let (scheme, authority) = (uri.scheme_str().unwrap_or_default(), uri.authority());
     let authority = authority.map_or("", |authority| authority.as_str());
     Failure::later(format!("{scheme}://{authority}: {}", said(&causes(error))))
-}
-
-/// What went wrong, down to the first cause, without what layers only repeat.
-pub(crate) fn causes(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut texts: Vec<String> = Vec::new();
-    let mut next = Some(error);
-    while let Some(error) = next {
-        let text = error.to_string();
-        if texts.last() != Some(&text) {
-            texts.push(text);
-        }
-        next = error.source();
-    }
-    let deepest = texts.len().saturating_sub(1);
-    let says_nothing = |text: &str| ["transport error", "client error (Connect)"].contains(&text);
-    let telling = texts.iter().enumerate().filter(|(i, text)| *i == deepest || !says_nothing(text));
-    telling.map(|(_, text)| text.as_str()).collect::<Vec<_>>().join(": ")
 }
