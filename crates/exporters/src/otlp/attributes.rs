@@ -82,34 +82,31 @@ impl Attributes<'_> {
         *self.slot(key) = Some(any(value));
     }
 
-    /// An empty text to write a value to.
-    fn text(&mut self, key: &str) -> &mut String {
+    /// Writes a value that is a text, with the memory of the one before.
+    fn text(&mut self, key: &str, write: impl FnOnce(&mut String)) {
         let slot = self.slot(key);
-        if !matches!(slot, Some(AnyValue { value: Some(Wire::StringValue(_)) })) {
-            *slot = Some(any(Wire::StringValue(String::new())));
-        }
-        match slot {
-            Some(AnyValue { value: Some(Wire::StringValue(text)) }) => {
-                text.clear();
-                text
-            }
-            _ => unreachable!("it was made a text above"),
-        }
+        let mut text = match slot.take() {
+            Some(AnyValue { value: Some(Wire::StringValue(text)) }) => text,
+            _ => String::new(),
+        };
+        text.clear();
+        write(&mut text);
+        *slot = Some(any(Wire::StringValue(text)));
     }
 
     fn shown(&mut self, key: &str, value: impl Display) {
         // Writing to memory doesn't fail.
-        write!(self.text(key), "{value}").unwrap_or_default();
+        self.text(key, |text| write!(text, "{value}").unwrap_or_default());
     }
 
     /// Text made by a program.
     fn word(&mut self, key: &str, value: &str) {
-        self.text(key).push_str(&escape_text(value));
+        self.text(key, |text| text.push_str(&escape_text(value)));
     }
 
     /// A name from the kernel.
     fn name(&mut self, key: &str, value: &[u8]) {
-        self.text(key).push_str(&escape(value));
+        self.text(key, |text| text.push_str(&escape(value)));
     }
 
     fn comm(&mut self, key: &str, value: &Comm) {
@@ -121,7 +118,7 @@ impl Attributes<'_> {
     }
 
     fn time(&mut self, key: &str, ns: u64) {
-        self.text(key).push_str(Rfc3339::new(ns).as_str());
+        self.text(key, |text| text.push_str(Rfc3339::new(ns).as_str()));
     }
 
     fn error(&mut self, error: &ErrorInfo) {

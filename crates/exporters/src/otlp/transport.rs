@@ -2,7 +2,7 @@
 
 mod grpc;
 mod headers;
-mod http;
+pub(super) mod http;
 
 use std::time::Duration;
 

@@ -1,11 +1,12 @@
 //! What a receiver's answers, or their absence, make of a batch.
 
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use ::http::{HeaderMap, HeaderValue, StatusCode};
 use opentelemetry_proto::tonic::collector::logs::v1::logs_service_server::{
     LogsService, LogsServiceServer,
 };
@@ -18,6 +19,7 @@ use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{
 use opentelemetry_proto::tonic::collector::trace::v1::{
     ExportTraceServiceRequest, ExportTraceServiceResponse,
 };
+use proptest::prelude::*;
 use prost::Message;
 use tonic::codec::CompressionEncoding;
 use tonic::{Code, Status};
@@ -29,6 +31,7 @@ use vahti_runtime::units::{ByteSize, HumanDuration};
 
 use crate::otlp::OtlpEmitter;
 use crate::otlp::config::{Compression, HeaderSource, OtlpConfig, Protocol};
+use crate::otlp::transport::{Failure, Signal, http};
 
 type Script<T, A> = Arc<Mutex<dyn FnMut(T) -> Result<A, Status> + Send>>;
 
@@ -96,12 +99,16 @@ impl Grpc {
 
     /// Serves until the test is over; the URL.
     fn serve(self) -> String {
+        self.serve_at("127.0.0.1:0".parse().unwrap())
+    }
+
+    fn serve_at(self, address: SocketAddr) -> String {
         let (tell, told) = channel();
         std::thread::spawn(move || {
             let runtime =
                 tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
             runtime.block_on(async {
-                let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+                let listener = tokio::net::TcpListener::bind(address).await.unwrap();
                 tell.send(listener.local_addr().unwrap().port()).unwrap();
                 let gzip = CompressionEncoding::Gzip;
                 let logs = LogsServiceServer::new(Service(self.logs)).accept_compressed(gzip);
@@ -123,7 +130,7 @@ impl Grpc {
 
 /// Answers each request over HTTP with the next of these bytes, and then closes
 /// the connection; tells what came.
-fn http(answers: Vec<Vec<u8>>) -> (String, Receiver<Vec<u8>>) {
+fn answering(answers: Vec<Vec<u8>>) -> (String, Receiver<Vec<u8>>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let (tell, told) = channel();
@@ -164,7 +171,10 @@ fn serve_one(mut stream: TcpStream, answer: &[u8], tell: &Sender<Vec<u8>>) {
 
 fn answer(status: &str, headers: &str, body: &[u8]) -> Vec<u8> {
     let length = body.len();
-    let head = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\n{headers}\r\n");
+    // As it does: a client that did not know might send the next request there.
+    let head = format!(
+        "HTTP/1.1 {status}\r\nconnection: close\r\ncontent-length: {length}\r\n{headers}\r\n"
+    );
     [head.as_bytes(), body].concat()
 }
 
@@ -263,7 +273,7 @@ fn a_status_of_grpc_means_what_the_page_says() {
 #[test]
 fn a_status_of_http_means_what_the_page_says() {
     let refuse = |status: &str, headers: &str, body: &[u8]| {
-        let (url, _told) = http(vec![answer(status, headers, body)]);
+        let (url, _told) = answering(vec![answer(status, headers, body)]);
         once(&to(&url, Protocol::Http))
     };
     for (status, headers, expected, hint) in [
@@ -308,11 +318,42 @@ fn what_is_no_answer_is_tried_again() {
     ];
     for (bytes, why) in garbage {
         for protocol in [Protocol::Http, Protocol::Grpc] {
-            let (url, _told) = http(vec![bytes.clone()]);
+            let (url, _told) = answering(vec![bytes.clone()]);
             let outcome = once(&to(&url, protocol));
             let (what, reason, after) = word(&outcome);
             assert_eq!((what, after), ("later", None), "{outcome:?}");
             assert!(protocol == Protocol::Grpc || reason.contains(why), "{reason}");
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_answered_is_understood_or_tried_again(
+        status in 200_u16..=599,
+        content in prop_oneof![
+            Just(""), Just("application/x-protobuf"), Just("application/json"), Just("text/plain")
+        ],
+        hint in "[ -~]{0,20}",
+        body in proptest::collection::vec(any::<u8>(), 0..200),
+    ) {
+        let mut headers = HeaderMap::new();
+        if !content.is_empty() {
+            headers.insert("content-type", HeaderValue::from_static(content));
+        }
+        headers.insert("retry-after", HeaderValue::from_str(&hint).unwrap());
+        for signal in [Signal::Logs, Signal::Traces] {
+            let status = StatusCode::from_u16(status).unwrap();
+            let answer = http::understood(signal, status, &headers, body.clone().into());
+            let (text, is_final) = match answer {
+                Ok(taken) => (taken.message, false),
+                Err(failure) => {
+                    let is_final = matches!(failure, Failure::Never(_));
+                    (failure.reason(), is_final)
+                }
+            };
+            prop_assert!(!text.chars().any(char::is_control), "{text:?}");
+            prop_assert!(!is_final || status.as_u16() >= 400, "{status} refuses nothing");
         }
     }
 }
@@ -331,7 +372,7 @@ fn a_receiver_that_is_not_there_or_says_nothing_is_tried_again() {
         let outcome = once(&OtlpConfig { timeout, ..to(&url, protocol) });
         assert_eq!(word(&outcome).1, "no answer within 50 ms");
         // What speaks no TLS is not spoken to without it.
-        let (url, told) = http(vec![answer("200 OK", "", b"")]);
+        let (url, told) = answering(vec![answer("200 OK", "", b"")]);
         let outcome = once(&to(&url.replace("http://", "https://"), protocol));
         assert_eq!(word(&outcome).0, "later", "{outcome:?}");
         let sent = told.recv().unwrap_or_default();
@@ -354,9 +395,7 @@ fn a_connection_that_failed_is_made_anew() {
                 serve_one(listener.accept().unwrap().0, &answer("200 OK", "", b""), &tell);
             });
         } else {
-            let url = Grpc::content().serve();
-            // Nobody else has this port meanwhile.
-            sending = Sending::with(&to(&url, protocol));
+            Grpc::content().serve_at(address);
         }
         assert_eq!(sending.send(&batch(0, 3)), EmitOutcome::Delivered);
     }
@@ -374,7 +413,8 @@ fn partial_success_is_counted_and_nobody_says_which_it_was() {
     let expected = EmitOutcome::RejectedUnidentified { rejected: 2, reason };
     assert_eq!(once(&to(&url, Protocol::Grpc)), expected);
     let json = br#"{"partialSuccess":{"rejectedLogRecords":"2","errorMessage":"too old"}}"#;
-    let (url, _told) = http(vec![answer("200 OK", "content-type: application/json\r\n", json)]);
+    let (url, _told) =
+        answering(vec![answer("200 OK", "content-type: application/json\r\n", json)]);
     assert_eq!(once(&to(&url, Protocol::Http)), expected);
 }
 
@@ -432,7 +472,7 @@ fn requests_stay_below_their_size() {
 fn headers_come_from_files_as_they_are_now() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("token");
-    let (url, told) = http(vec![answer("200 OK", "", b""); 2]);
+    let (url, told) = answering(vec![answer("200 OK", "", b""); 2]);
     let source = HeaderSource::File { file: file.clone(), prefix: "Bearer ".to_owned() };
     let config = OtlpConfig {
         headers: [("authorization".to_owned(), source)].into(),

@@ -93,7 +93,8 @@ fn serve(own: [PathBuf; 2], clients: Option<&Authority>) -> u16 {
                 let Ok(mut stream) = acceptor.accept(stream).await else { continue };
                 let mut request = [0; 4096];
                 if stream.read(&mut request).await.is_ok_and(|n| n > 0) {
-                    let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
+                    let answer =
+                        b"HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 0\r\n\r\n";
                     drop(stream.write_all(answer).await);
                 }
                 drop(stream.shutdown().await);

@@ -49,14 +49,14 @@ impl Http {
         let answer = self.client.request(request).await.map_err(|e| on_the_way(uri, &e))?;
         let (parts, body) = answer.into_parts();
         let body = Limited::new(body, MAX_ANSWER).collect().await;
-        if !parts.status.is_success() {
+        let body = match body {
+            Ok(body) => body.to_bytes(),
+            // It has taken the request only if it says so to the end.
+            Err(error) if parts.status.is_success() => return Err(on_the_way(uri, &*error)),
             // What it says beside its status is for people.
-            let body = body.map(|body| body.to_bytes()).unwrap_or_default();
-            return Err(means(signal, parts.status, &parts.headers, body));
-        }
-        // It has taken the request only if it says so to the end.
-        let body = body.map_err(|error| on_the_way(uri, &*error))?.to_bytes();
-        read(signal, &parts.headers, body)
+            Err(_) => Bytes::new(),
+        };
+        understood(signal, parts.status, &parts.headers, body)
     }
 
     fn request(
@@ -93,6 +93,20 @@ fn compress(message: &[u8]) -> std::io::Result<Bytes> {
 fn content_is(headers: &HeaderMap, kind: &str) -> bool {
     let content = headers.get(CONTENT_TYPE).map(|value| value.as_bytes());
     content.is_some_and(|content| content.starts_with(kind.as_bytes()))
+}
+
+/// What an answer says of a request.
+pub(in crate::otlp) fn understood(
+    signal: Signal,
+    status: StatusCode,
+    headers: &HeaderMap,
+    body: Bytes,
+) -> Result<Taken, Failure> {
+    if status.is_success() {
+        read(signal, headers, body)
+    } else {
+        Err(means(signal, status, headers, body))
+    }
 }
 
 /// Reads an answer that says that all is well. Some say so in JSON, and some
