@@ -23,6 +23,8 @@ const FILES: &[(&str, &str, u32)] = &[
     ("docs/config.md", "usr/share/doc/vahti/docs/config.md", 0o644),
     ("docs/events.md", "usr/share/doc/vahti/docs/events.md", 0o644),
     ("docs/ledger.md", "usr/share/doc/vahti/docs/ledger.md", 0o644),
+    ("docs/otlp.md", "usr/share/doc/vahti/docs/otlp.md", 0o644),
+    ("docs/polku.md", "usr/share/doc/vahti/docs/polku.md", 0o644),
     ("docs/metrics.md", "usr/share/doc/vahti/docs/metrics.md", 0o644),
     ("docs/health.md", "usr/share/doc/vahti/docs/health.md", 0o644),
     (

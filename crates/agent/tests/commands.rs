@@ -10,16 +10,9 @@ use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 use vahti_runtime::testing::not_run;
 
-fn vahti(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vahti"));
-    command.args(arguments).stdin(Stdio::null());
-    for name in ["CONFIG", "NODE_NAME", "OBSERVERS", "EMIT", "LOG", "SOCKET"] {
-        command.env_remove(format!("VAHTI_{name}"));
-    }
-    command.env("VAHTI_STORE", "none");
-    command.env("VAHTI_HTTP", "none");
-    command
-}
+mod command;
+
+use command::vahti;
 
 fn output(arguments: &[&str]) -> Output {
     vahti(arguments).output().unwrap()

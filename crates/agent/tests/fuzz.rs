@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test ends so")]
 
+mod command;
 #[path = "../../../fuzz/smoke.rs"]
 mod smoke;
 
@@ -11,10 +12,11 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Output, Stdio};
 use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
+use command::vahti;
 use vahti_runtime::testing::not_run;
 
 /// One folder for each test of this process.
@@ -24,17 +26,6 @@ fn folder(of: &str) -> PathBuf {
     let folder = root.join(format!("vahti-fuzz-{of}-{}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     folder
-}
-
-fn vahti(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_vahti"));
-    command.args(arguments).stdin(Stdio::null());
-    for name in ["CONFIG", "NODE_NAME", "OBSERVERS", "EMIT", "LOG", "SOCKET"] {
-        command.env_remove(format!("VAHTI_{name}"));
-    }
-    command.env("VAHTI_STORE", "none");
-    command.env("VAHTI_HTTP", "none");
-    command
 }
 
 /// It ended by itself, without a panic, and smuggles nothing into a terminal.
