@@ -41,9 +41,9 @@ const THREAD: u64 = 96 * KIB;
 /// The least that a lane is of use with: some 400 events.
 const LEAST_LANE: u64 = 256 * KIB;
 
-/// How often a batch is in memory on its way to a receiver over gRPC: its
-/// records, which are kept for the next one and take four times as much, the
-/// request, that in its frames, and compressed.
+/// How often a batch is in memory on its way to a receiver over gRPC: POLKU's
+/// messages take four times as much; the request, which for OTLP is twice as
+/// large; that in its frames, and compressed.
 const COPIES: usize = 7;
 /// TLS, HTTP/2 with what it sends ahead, and the authorities of a system.
 const CONNECTION: usize = 1 << 20;

@@ -33,8 +33,6 @@ pub use self::config::{Compression, HeaderSource, OtlpConfig, OtlpTarget, Protoc
 use self::encode::{Encoder, Portion};
 use self::transport::{Failure, Signal, Taken, Transport};
 
-/// How many events a request is worth its price with.
-const MIN_BATCH: usize = 512;
 /// How often the same trouble with spans is told.
 const TELL_INTERVAL: Duration = Duration::from_secs(300);
 
@@ -261,8 +259,10 @@ impl EventEmitter for OtlpEmitter {
         Self::MAX_BATCH
     }
 
+    /// What a request costs hardly depends on what is in it, so full ones are
+    /// waited for, as long as the emitter may and lanes have room.
     fn min_batch(&self) -> usize {
-        MIN_BATCH
+        Self::MAX_BATCH
     }
 
     fn emit<'a>(&'a mut self, batch: &'a [Arc<Event>]) -> Emission<'a, EmitOutcome> {

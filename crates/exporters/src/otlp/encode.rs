@@ -1,4 +1,10 @@
 //! Batches as requests, none larger than a receiver takes.
+//!
+//! A request is not built as a tree of messages and then encoded: every message
+//! around a record would go through all records once more for its length, and
+//! a tree of a thousand records fits no cache. One record is, over and over; a
+//! message's fields may come in any order and in pieces, so what is encoded
+//! stands behind each other, and what is around it is put in front at the end.
 
 use std::sync::Arc;
 
@@ -13,14 +19,11 @@ use vahti_runtime::event::{Event, Origin};
 use super::record::{CONVENTIONS_URL, resource, scope, span, write_record};
 use super::transport::Signal;
 
-/// What a resource, a scope and the lengths in front of them take, at most, but
-/// for the node's name.
-const ENVELOPE: usize = 1 << 10;
-/// What stands in front of a record: a tag and its length.
-const PREFIX: usize = 6;
+/// The longest that a length is when it is encoded.
+const LENGTH: usize = 10;
 
-/// Up to which size of a request its memory is kept for the next one.
-const KEPT_BYTES: usize = 2 << 20;
+/// Up to which size of a record its memory is kept for the next one.
+const KEPT_BYTES: usize = 64 << 10;
 
 /// A request, and how many of the events that were asked for are in it.
 pub(super) struct Portion {
@@ -28,10 +31,12 @@ pub(super) struct Portion {
     pub(super) count: usize,
 }
 
-/// Keeps the memory of a request for the next one.
+/// Keeps the memory of a record for the next one.
 #[derive(Default)]
 pub(super) struct Encoder {
-    records: Vec<LogRecord>,
+    record: LogRecord,
+    /// How large the last request was: most often, the next one is as large.
+    usual: usize,
 }
 
 impl Encoder {
@@ -48,76 +53,173 @@ impl Encoder {
         else {
             return Portion { request: Bytes::new(), count: 0 };
         };
-        let node = &*origin.node;
         let events = which.iter().filter_map(|i| batch.get(*i));
         let events = events.take_while(|event| same_node(event.origin, origin));
         match signal {
-            Signal::Logs => self.logs(node, events, max_bytes),
-            Signal::Traces => traces(node, events, max_bytes),
+            Signal::Logs => self.logs(&Frame::of_logs(&origin.node), events, max_bytes),
+            Signal::Traces => traces(&Frame::of_spans(&origin.node), events, max_bytes),
         }
     }
 
     fn logs<'a>(
         &mut self,
-        node: &str,
+        frame: &Frame,
         events: impl Iterator<Item = &'a Arc<Event>>,
         max_bytes: usize,
     ) -> Portion {
-        let mut log_records = std::mem::take(&mut self.records);
-        let mut count = 0;
+        let mut growing = Growing::new(frame, max_bytes, self.usual);
         for event in events {
-            if count == log_records.len() {
-                log_records.push(LogRecord::default());
+            write_record(event, &mut self.record);
+            let Some(bytes) = growing.add(&self.record) else { break };
+            // Events of unusual size leave no lasting mark.
+            if bytes > KEPT_BYTES {
+                self.record = LogRecord::default();
             }
-            write_record(event, &mut log_records[count]);
-            count += 1;
         }
-        let mut spare = log_records.split_off(count);
-        let mut encoded = logs_request(node, &mut log_records);
-        if encoded.len() > max_bytes && count > 1 {
-            let room = max_bytes.saturating_sub(ENVELOPE + node.len());
-            count = fitting(&log_records, room);
-            spare.extend(log_records.drain(count..));
-            encoded = logs_request(node, &mut log_records);
-        }
-        // Events of unusual size leave no lasting mark.
-        if encoded.len() <= KEPT_BYTES {
-            self.records = log_records;
-            self.records.append(&mut spare);
-        }
-        Portion { request: encoded, count }
+        self.usual = growing.bytes.len();
+        growing.end()
     }
 }
 
-/// Encodes records, and leaves them as they are.
-fn logs_request(node: &str, records: &mut Vec<LogRecord>) -> Bytes {
-    let log_records = std::mem::take(records);
-    let scope_logs = ScopeLogs { scope: Some(scope()), log_records, schema_url: schema_url() };
-    let resource_logs = ResourceLogs {
-        resource: Some(resource(node)),
-        scope_logs: vec![scope_logs],
-        schema_url: schema_url(),
-    };
-    let request = ExportLogsServiceRequest { resource_logs: vec![resource_logs] };
-    // Not `encode()`, which would go through all of it once more.
-    let encoded = request.encode_to_vec();
-    let scopes = request.resource_logs.into_iter().flat_map(|logs| logs.scope_logs);
-    *records = scopes.flat_map(|scope| scope.log_records).collect();
-    encoded.into()
+fn traces<'a>(
+    frame: &Frame,
+    events: impl Iterator<Item = &'a Arc<Event>>,
+    max_bytes: usize,
+) -> Portion {
+    let mut growing = Growing::new(frame, max_bytes, 0);
+    for span in events.filter_map(|event| span(event)) {
+        if growing.add(&span).is_none() {
+            break;
+        }
+    }
+    growing.end()
 }
 
-fn traces<'a>(node: &str, events: impl Iterator<Item = &'a Arc<Event>>, room: usize) -> Portion {
-    let mut spans: Vec<Span> = events.filter_map(|event| span(event)).collect();
-    let count = fitting(&spans, room);
-    spans.truncate(count);
-    let scope_spans = ScopeSpans { scope: Some(scope()), spans, schema_url: schema_url() };
-    let resource_spans = ResourceSpans {
-        resource: Some(resource(node)),
-        scope_spans: vec![scope_spans],
-        schema_url: schema_url(),
-    };
-    let request = ExportTraceServiceRequest { resource_spans: vec![resource_spans] };
-    Portion { request: request.encode_to_vec().into(), count }
+/// What stands around the records or spans of a request, encoded: the tags of
+/// the messages that hold each other, and what else is in those.
+struct Frame {
+    in_request: Vec<u8>,
+    resource: Vec<u8>,
+    in_resource: Vec<u8>,
+    scope: Vec<u8>,
+    in_scope: Vec<u8>,
+}
+
+impl Frame {
+    fn of_logs(node: &str) -> Self {
+        let resource = Some(resource(node));
+        Frame {
+            in_request: tag(&ExportLogsServiceRequest {
+                resource_logs: vec![ResourceLogs::default()],
+            }),
+            resource: ResourceLogs { resource, scope_logs: Vec::new(), schema_url: schema_url() }
+                .encode_to_vec(),
+            in_resource: tag(&ResourceLogs {
+                scope_logs: vec![ScopeLogs::default()],
+                ..ResourceLogs::default()
+            }),
+            scope: ScopeLogs {
+                scope: Some(scope()),
+                log_records: Vec::new(),
+                schema_url: schema_url(),
+            }
+            .encode_to_vec(),
+            in_scope: tag(&ScopeLogs {
+                log_records: vec![LogRecord::default()],
+                ..ScopeLogs::default()
+            }),
+        }
+    }
+
+    fn of_spans(node: &str) -> Self {
+        let resource = Some(resource(node));
+        Frame {
+            in_request: tag(&ExportTraceServiceRequest {
+                resource_spans: vec![ResourceSpans::default()],
+            }),
+            resource: ResourceSpans { resource, scope_spans: Vec::new(), schema_url: schema_url() }
+                .encode_to_vec(),
+            in_resource: tag(&ResourceSpans {
+                scope_spans: vec![ScopeSpans::default()],
+                ..ResourceSpans::default()
+            }),
+            scope: ScopeSpans { scope: Some(scope()), spans: Vec::new(), schema_url: schema_url() }
+                .encode_to_vec(),
+            in_scope: tag(&ScopeSpans { spans: vec![Span::default()], ..ScopeSpans::default() }),
+        }
+    }
+
+    /// What comes in front of records or spans that take this many bytes.
+    fn head(&self, bytes: usize) -> Vec<u8> {
+        let scope_len = self.scope.len() + bytes;
+        let mut scopes = self.in_resource.clone();
+        put_length(&mut scopes, scope_len);
+        let mut head = self.in_request.clone();
+        put_length(&mut head, self.resource.len() + scopes.len() + scope_len);
+        for part in [&self.resource, &scopes, &self.scope] {
+            head.extend_from_slice(part);
+        }
+        head
+    }
+
+    /// How long that is at the most.
+    fn room(&self) -> usize {
+        let parts =
+            [&self.in_request, &self.resource, &self.in_resource, &self.scope].map(Vec::len);
+        parts.iter().sum::<usize>() + 2 * LENGTH
+    }
+}
+
+/// The tag of a field, of a message in which it is the only one, and empty: its
+/// length, 0, is all that follows.
+fn tag(message: &impl Message) -> Vec<u8> {
+    let mut encoded = message.encode_to_vec();
+    encoded.pop();
+    encoded
+}
+
+fn put_length(bytes: &mut Vec<u8>, length: usize) {
+    // Memory is never full.
+    prost::encode_length_delimiter(length, bytes).unwrap_or_default();
+}
+
+/// A request to which records or spans are added, behind room for its head.
+struct Growing<'a> {
+    frame: &'a Frame,
+    room: usize,
+    bytes: Vec<u8>,
+    count: usize,
+    max_bytes: usize,
+}
+
+impl<'a> Growing<'a> {
+    fn new(frame: &'a Frame, max_bytes: usize, usual: usize) -> Self {
+        let room = frame.room();
+        let mut bytes = Vec::with_capacity(usual.max(room));
+        bytes.resize(room, 0);
+        Growing { frame, room, bytes, count: 0, max_bytes }
+    }
+
+    /// How many bytes it took; `None` if there was no room for it. There is
+    /// for the first one, whatever its size.
+    fn add(&mut self, one: &impl Message) -> Option<usize> {
+        let before = self.bytes.len();
+        self.bytes.extend_from_slice(&self.frame.in_scope);
+        one.encode_length_delimited(&mut self.bytes).unwrap_or_default();
+        if self.count > 0 && self.bytes.len() > self.max_bytes {
+            self.bytes.truncate(before);
+            return None;
+        }
+        self.count += 1;
+        Some(self.bytes.len() - before)
+    }
+
+    fn end(mut self) -> Portion {
+        let head = self.frame.head(self.bytes.len() - self.room);
+        let start = self.room - head.len();
+        self.bytes[start..self.room].copy_from_slice(&head);
+        Portion { request: Bytes::from(self.bytes).slice(start..), count: self.count }
+    }
 }
 
 fn schema_url() -> String {
@@ -129,12 +231,49 @@ fn same_node(one: &'static Origin, other: &'static Origin) -> bool {
     std::ptr::eq(one, other) || one.node == other.node
 }
 
-/// How many there is room for, one at least.
-fn fitting(all: &[impl Message], room: usize) -> usize {
-    let mut bytes = 0;
-    let fits = all.iter().take_while(|one| {
-        bytes += one.encoded_len() + PREFIX;
-        bytes <= room
-    });
-    fits.count().max(1).min(all.len())
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use opentelemetry_proto::tonic::common::v1::KeyValue;
+
+    /// Of every size whose lengths take one byte more, and of many records.
+    #[test]
+    fn what_is_put_together_is_what_the_types_encode() {
+        let frame = Frame::of_logs("node-1");
+        for (key, count) in [(0, 0), (0, 1), (90, 1), (16_200, 1), (2_100_000, 1), (300, 1_000)] {
+            let attributes = vec![KeyValue { key: "k".repeat(key), ..KeyValue::default() }];
+            let record = LogRecord { attributes, ..LogRecord::default() };
+            let mut growing = Growing::new(&frame, usize::MAX, 0);
+            for _ in 0..count {
+                assert!(growing.add(&record).is_some());
+            }
+            let Portion { request, count: told } = growing.end();
+            let log_records = vec![record; count];
+            let scope_logs =
+                ScopeLogs { scope: Some(scope()), log_records, schema_url: schema_url() };
+            let resource_logs = ResourceLogs {
+                resource: Some(resource("node-1")),
+                scope_logs: vec![scope_logs],
+                schema_url: schema_url(),
+            };
+            let whole = ExportLogsServiceRequest { resource_logs: vec![resource_logs] };
+            assert_eq!(ExportLogsServiceRequest::decode(request).unwrap(), whole);
+            assert_eq!(told, count);
+        }
+    }
+
+    #[test]
+    fn a_request_is_no_larger_than_allowed_but_for_one_that_is_larger_alone() {
+        let frame = Frame::of_spans("node-1");
+        let span = Span { name: "n".repeat(100), ..Span::default() };
+        for max_bytes in 0..2_000 {
+            let mut growing = Growing::new(&frame, max_bytes, 0);
+            let fits = (0..30).take_while(|_| growing.add(&span).is_some()).count();
+            let Portion { request, count } = growing.end();
+            assert_eq!(count, fits.max(1));
+            assert!(request.len() <= max_bytes || count == 1, "{} {max_bytes}", request.len());
+            let whole = ExportTraceServiceRequest::decode(request).unwrap();
+            assert_eq!(whole.resource_spans[0].scope_spans[0].spans, vec![span.clone(); count]);
+        }
+    }
 }

@@ -44,7 +44,7 @@ pub(super) fn write_record(event: &Event, record: &mut LogRecord) {
     record.observed_time_unix_nano = event.observed_ns;
     record.severity_number = severity(event.severity) as i32;
     replace(&mut record.severity_text, event.severity.as_str());
-    record.body = Some(AnyValue { value: Some(Wire::StringValue(body(event))) });
+    write_body(event, &mut record.body);
     Attributes::write(event, &mut record.attributes);
     record.flags = SAMPLED;
     record.trace_id.clear();
@@ -74,12 +74,19 @@ fn severity(severity: Severity) -> SeverityNumber {
 }
 
 /// A sentence for whoever reads; programs read the attributes.
-fn body(event: &Event) -> String {
-    let what = escape_text(event.kind.subtype()).replace('_', " ");
-    match &event.error {
-        Some(error) => format!("{what}: {}", escape_text(&error.message)),
-        None => what,
+fn write_body(event: &Event, body: &mut Option<AnyValue>) {
+    let mut text = match body.take() {
+        Some(AnyValue { value: Some(Wire::StringValue(text)) }) => text,
+        _ => String::new(),
+    };
+    text.clear();
+    let subtype = escape_text(event.kind.subtype());
+    text.extend(subtype.chars().map(|c| if c == '_' { ' ' } else { c }));
+    if let Some(error) = &event.error {
+        text.push_str(": ");
+        text.push_str(&escape_text(&error.message));
     }
+    *body = Some(AnyValue { value: Some(Wire::StringValue(text)) });
 }
 
 /// Whether an event may belong to a chain of causes: it has a cause, or is of a
