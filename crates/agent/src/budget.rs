@@ -374,36 +374,6 @@ pub(crate) fn shown(bytes: u64) -> String {
     }
 }
 
-/// What a process has in memory, in bytes, as the kernel tells.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub(crate) struct Resident {
-    /// What it made itself: what the budget is about, but for the maps.
-    anonymous_bytes: u64,
-    /// Files that are mapped: its code, and the rings of the kernel twice.
-    file_bytes: u64,
-    /// Memory that is shared without a file.
-    shared_bytes: u64,
-}
-
-impl Resident {
-    /// Of this process; `None` where `/proc` does not tell.
-    pub(crate) fn of_this_process() -> Option<Self> {
-        Self::parse(&std::fs::read_to_string("/proc/self/status").ok()?)
-    }
-
-    fn parse(status: &str) -> Option<Self> {
-        let bytes = |key: &str| {
-            let line = status.lines().find_map(|line| line.strip_prefix(key))?;
-            line.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.checked_mul(KIB)
-        };
-        Some(Resident {
-            anonymous_bytes: bytes("RssAnon:")?,
-            file_bytes: bytes("RssFile:")?,
-            shared_bytes: bytes("RssShmem:")?,
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -514,15 +484,5 @@ mod tests {
             emitter.durable = true;
         }
         assert!(Division::of(&config).is_ok_and(|division| all(&division.parts) <= 64 * MIB));
-    }
-
-    #[test]
-    fn what_the_kernel_tells_of_a_process_is_read() {
-        let status = "Name:\tvahti\nVmRSS:\t9 kB\nRssAnon:\t    2048 kB\nRssFile:\t 16416 kB\n\
-                      RssShmem:\t       0 kB\n";
-        let resident = Resident::parse(status).unwrap();
-        assert_eq!((resident.anonymous_bytes, resident.file_bytes), (2 * MIB, 16_416 * KIB));
-        assert_eq!(Resident::parse("Name:\tkthreadd\n"), None);
-        assert!(Resident::of_this_process().is_some_and(|r| r.anonymous_bytes > 0));
     }
 }

@@ -23,6 +23,7 @@ mod output;
 mod patience;
 mod proofs;
 mod report;
+mod resident;
 mod run;
 mod signals;
 mod socket;

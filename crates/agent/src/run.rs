@@ -16,7 +16,7 @@ use vahti_runtime::observer::ObserverRuntime;
 use vahti_runtime::shutdown::{self, Shutdown};
 use vahti_runtime::supervisor::{Report, Supervisor};
 
-use crate::budget::{Division, Resident};
+use crate::budget::Division;
 use crate::cli::RunArgs;
 use crate::config::Config;
 use crate::config::settings;
@@ -28,6 +28,7 @@ use crate::notify::{Manager, Status};
 use crate::output::{FAILURE, Failed, Outcome, SUCCESS};
 use crate::patience::Patience;
 use crate::proofs::ProofMakers;
+use crate::resident::{self, Resident};
 use crate::signals::Signals;
 use crate::{emitters, http, log, losses, socket, store_path, wiring};
 
@@ -319,6 +320,7 @@ async fn announce(running: Running, emitters: String, shutdown: Shutdown, deadli
     }
     let observers = watching.join(",");
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %observers, %emitters, "watching");
+    resident::give_back_code();
     if let Some(gap) = &running.gap {
         gap.is_over();
     }
