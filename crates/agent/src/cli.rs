@@ -11,7 +11,7 @@ use vahti_runtime::event::EventKind;
 
 use crate::config::problem::nearest;
 use crate::config::settings::{Emit, Observer, Overrides};
-use crate::config::{Listen, LogLevel};
+use crate::config::{Listen, LogFormat, LogLevel};
 use crate::history::Moment;
 
 const ABOUT: &str = "Sees what fails on this node, why, and with what proof";
@@ -93,9 +93,9 @@ pub(crate) enum Command {
 
 const RUN_EXAMPLES: &str = "\
 Environment: VAHTI_CONFIG, VAHTI_NODE_NAME, VAHTI_OBSERVERS, VAHTI_EMIT,
-VAHTI_STORE, VAHTI_HTTP, VAHTI_LOG, VAHTI_SOCKET. The command line goes before the
-configuration file, the file before the environment, the environment before the
-defaults.
+VAHTI_STORE, VAHTI_HTTP, VAHTI_LOG, VAHTI_LOG_FORMAT, VAHTI_SOCKET. The command
+line goes before the configuration file, the file before the environment, the
+environment before the defaults.
 
 SIGTERM and SIGINT deliver what was accepted, within limits.drain_deadline,
 and end; a second one ends at once.
@@ -371,6 +371,9 @@ pub(crate) struct RunArgs {
     /// info, debug or trace.
     #[arg(long, value_name = "LEVEL")]
     log: Option<LogLevel>,
+    /// How it does: text or json; text if not given.
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
     /// The socket that `vahti ledger` asks; /run/vahti/vahti.sock as root.
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
@@ -385,6 +388,7 @@ impl RunArgs {
             emit: self.emit.clone(),
             format: self.format,
             log: self.log,
+            log_format: self.log_format,
             store: self.store.clone(),
             http: self.http,
         }

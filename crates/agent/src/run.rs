@@ -46,7 +46,7 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
         Division::of(&config).map_err(|unmet| Failed::usage(unmet.field().to_string()))?;
     division.apply(&mut config);
     let limits = division.limits;
-    log::start(config.log);
+    log::start(config.log.level);
     // Before any thread is started, so that all of them have them blocked.
     let signals = Signals::block().map_err(|e| system("block signals", &e))?;
     let running: Arc<OnceLock<Running>> = Arc::default();
