@@ -83,6 +83,9 @@ pub(crate) enum Command {
     /// Tells whether the agent that runs does what it should, and why not.
     #[command(after_help = HEALTH_EXAMPLES)]
     Health(HealthArgs),
+    /// Shows how much the agent that runs tells about itself, or changes that.
+    #[command(after_help = LOG_EXAMPLES)]
+    Log(LogArgs),
     /// Prints completions for a shell.
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions {
@@ -173,6 +176,15 @@ Examples:
   vahti health
   vahti health --live
   vahti health --json | jq '.observers[] | select(.status != \"healthy\")'";
+
+const LOG_EXAMPLES: &str = "\
+A level holds until another is set, the configuration is read again, or the
+agent ends. Environment: VAHTI_SOCKET.
+
+Examples:
+  vahti log
+  vahti log debug
+  vahti log --json | jq .held_back";
 
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:
@@ -339,6 +351,19 @@ pub(crate) struct HealthArgs {
     /// Asks only whether it is alive: whether a new process would be better.
     #[arg(long)]
     pub(crate) live: bool,
+    /// The socket of the agent; /run/vahti/vahti.sock as root.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+}
+
+/// The arguments of `vahti log`.
+#[derive(Debug, Args)]
+pub(crate) struct LogArgs {
+    /// What it is to tell from now on: off, error, warn, info, debug or trace.
+    pub(crate) level: Option<LogLevel>,
+    /// Prints JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
     /// The socket of the agent; /run/vahti/vahti.sock as root.
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,

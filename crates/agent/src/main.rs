@@ -60,6 +60,7 @@ fn main() -> ExitCode {
         Command::Why(args) => history::why(&args),
         Command::Ledger(args) => ledger::ledger(&args),
         Command::Health(args) => health::health(&args),
+        Command::Log(args) => log::command::log(&args),
         Command::Completions { shell } => completions(shell),
     })
 }

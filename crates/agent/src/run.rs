@@ -46,7 +46,7 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
         Division::of(&config).map_err(|unmet| Failed::usage(unmet.field().to_string()))?;
     division.apply(&mut config);
     let limits = division.limits;
-    log::start(config.log.level);
+    let _told = log::start(config.log);
     // Before any thread is started, so that all of them have them blocked.
     let signals = Signals::block().map_err(|e| system("block signals", &e))?;
     let running: Arc<OnceLock<Running>> = Arc::default();
@@ -114,6 +114,7 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     if running.store.is_some() {
         end(alive);
     }
+    log::lift_limit();
     Ok(conclude(&report, running))
 }
 
@@ -278,6 +279,8 @@ fn control(
             let report = health::Report::of(running.get()).to_json();
             Some(Reply::Document(report.to_string().into_bytes()))
         }
+        None if request == "log" => Some(Reply::Document(log::command::answer(None))),
+        Some(("log", level)) => Some(Reply::Document(log::command::answer(Some(level)))),
         Some(("prove", tgid)) => Some(makers.answer(tgid, peer)),
         _ => None,
     };
