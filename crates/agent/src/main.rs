@@ -34,6 +34,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
+use vahti_exporters::without_secrets;
 use vahti_runtime::event::escape_text;
 
 use crate::cli::{Cli, Command, ConfigCommand, SchemaCommand};
@@ -71,7 +72,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
     let mut text = String::new();
     // It repeats arguments, which may hold anything.
     for line in error.render().to_string().trim_start_matches("error: ").lines() {
-        text.push_str(&escape_text(line));
+        text.push_str(&escape_text(&without_secrets(line)));
         text.push('\n');
     }
     if error.use_stderr() { finish(Err(Failed::usage(text))) } else { finish(print(&text)) }

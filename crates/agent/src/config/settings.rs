@@ -202,7 +202,8 @@ fn text(variable: &str, value: OsString) -> Result<String, InvalidConfig> {
 }
 
 fn refused(variable: &str, value: &str, bound: &str) -> InvalidConfig {
-    let value = escape_text(value);
+    // A URL with a password, in what was to be one.
+    let value = if value.contains('@') { "(hidden)".into() } else { escape_text(value) };
     let bound = bound.strip_prefix("must be ").unwrap_or(bound);
     wrong_environment(format!("{variable} is \"{value}\", but must be {bound}"))
 }

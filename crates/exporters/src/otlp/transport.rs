@@ -48,6 +48,16 @@ impl Failure {
         }
     }
 
+    /// The same, for other words.
+    fn map(self, f: impl FnOnce(String) -> String) -> Self {
+        match self {
+            Failure::Later { reason, after } => Failure::Later { reason: f(reason), after },
+            Failure::Unimplemented(reason) => Failure::Unimplemented(f(reason)),
+            Failure::TooLarge(reason) => Failure::TooLarge(f(reason)),
+            Failure::Never(reason) => Failure::Never(f(reason)),
+        }
+    }
+
     fn later(reason: impl Into<String>) -> Self {
         Failure::Later { reason: reason.into(), after: None }
     }
@@ -102,6 +112,12 @@ impl Transport {
         let result = tokio::time::timeout(timeout, sent).await.unwrap_or_else(|_| {
             Err(Failure::later(format!("no answer within {} ms", timeout.as_millis())))
         });
+        let result = match result {
+            Ok(Taken { rejected, message }) => {
+                Ok(Taken { rejected, message: self.headers.hide(&message) })
+            }
+            Err(failure) => Err(failure.map(|reason| self.headers.hide(&reason))),
+        };
         if let Err(Failure::Later { .. }) = &result {
             // The connection may be dead without anybody knowing it, and the
             // certificates may have been renewed.
