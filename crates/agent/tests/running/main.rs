@@ -9,4 +9,5 @@ mod doctor;
 mod ends;
 mod keeps;
 mod log;
+mod secrets;
 mod turns;

@@ -91,7 +91,12 @@ enum Client {
 
 impl Transport {
     pub(super) fn new(settled: Settled) -> Self {
-        let headers = Headers::new(settled.headers.clone());
+        let uris = [Some(&settled.logs), settled.traces.as_ref()].into_iter().flatten();
+        let paths = uris.map(|uri| match uri.path() {
+            path if path.ends_with("/v1/logs") => path.trim_end_matches("/v1/logs").to_owned(),
+            path => path.trim_end_matches("/v1/traces").to_owned(),
+        });
+        let headers = Headers::new(settled.headers.clone(), paths.collect());
         Transport { settled, headers, open: None }
     }
 

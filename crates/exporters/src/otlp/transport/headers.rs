@@ -13,13 +13,16 @@ const MAX_BYTES: u64 = 64 << 10;
 
 pub(super) struct Headers {
     sources: BTreeMap<String, HeaderSource>,
+    /// What else of a request nobody is to be told, such as the path of a URL:
+    /// some receivers take it for a key.
+    beside: Vec<String>,
     /// Those that were read last, and the files of which versions they are from.
     resolved: Option<(HeaderMap, Vec<Option<Version>>)>,
 }
 
 impl Headers {
-    pub(super) fn new(sources: BTreeMap<String, HeaderSource>) -> Self {
-        Headers { sources, resolved: None }
+    pub(super) fn new(sources: BTreeMap<String, HeaderSource>, beside: Vec<String>) -> Self {
+        Headers { sources, beside, resolved: None }
     }
 
     /// The headers as they are now.
@@ -46,7 +49,9 @@ impl Headers {
             [Some(value), bare].into_iter().flatten()
         });
         // In JSON, some write slashes thus.
-        let forms = parts.flat_map(|part| [part.replace('/', "\\/"), part]);
+        let forms = parts
+            .chain(self.beside.iter().cloned())
+            .flat_map(|part| [part.replace('/', "\\/"), part]);
         let mut secrets: Vec<String> = forms.filter(|part| part.len() >= MIN_SECRET).collect();
         secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
         secrets.iter().fold(text.to_owned(), |text, secret| hide_one(&text, secret))
@@ -116,7 +121,7 @@ mod tests {
         let value = |text: &str| HeaderSource::Value(Secret(text.to_owned()));
         let sources = [("a", "Bearer geheim/1"), ("b", "sehr gehei\u{e4}m"), ("c", "ab")];
         let sources = sources.map(|(key, text)| (key.to_owned(), value(text)));
-        let mut headers = Headers::new(sources.into());
+        let mut headers = Headers::new(sources.into(), vec!["/receiver/geheim-2".to_owned()]);
         assert_eq!(headers.hide("geheim/1"), "geheim/1", "it was not sent yet");
         headers.resolve().unwrap();
         for (text, expected) in [
@@ -127,6 +132,7 @@ mod tests {
             ("abab is too short to be one", "abab is too short to be one"),
             ("cut: geheim", "cut: (hidden)"),
             ("cut: gehe", "cut: (hidden)"),
+            ("no route /receiver/geheim-2/v1/logs", "no route (hidden)/v1/logs"),
             ("cut: Bearer gehe", "cut: (hidden)"),
         ] {
             assert_eq!(headers.hide(text), expected, "{text}");
