@@ -178,8 +178,8 @@ Examples:
   vahti health --json | jq '.observers[] | select(.status != \"healthy\")'";
 
 const LOG_EXAMPLES: &str = "\
-A level holds until another is set, the configuration is read again, or the
-agent ends. Environment: VAHTI_SOCKET.
+A level holds until another is set, or the agent ends. Environment:
+VAHTI_SOCKET.
 
 Examples:
   vahti log
