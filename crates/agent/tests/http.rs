@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 
 use vahti_runtime::testing::not_run;
 
+#[path = "http/scrape.rs"]
+mod scrape;
+
 const BINARY: &str = env!("CARGO_BIN_EXE_vahti");
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -58,9 +61,12 @@ impl Agent {
 
     fn spawn(address: SocketAddr, arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let is_configured = arguments.contains(&"--config");
+        let emit: &[&str] = if is_configured { &[] } else { &["--emit", "none"] };
         let child = Command::new(BINARY)
-            .args(["run", "--http", &address.to_string(), "--emit", "none", "--socket"])
+            .args(["run", "--http", &address.to_string(), "--socket"])
             .arg(folder.path().join("s"))
+            .args(emit)
             .args(arguments)
             .env("VAHTI_STORE", folder.path().join("store"))
             .env_remove("VAHTI_CONFIG")
@@ -168,6 +174,7 @@ fn every_metric_of_the_page_is_there_and_a_fault_is_counted() {
     let Some(agent) = Agent::start(&[]) else { return };
     let page = include_str!("../../../docs/metrics.md");
     let (_, table) = page.split_once("## All metrics").unwrap();
+    let (table, _) = table.split_once("## All labels").unwrap();
     let names: Vec<&str> =
         table.lines().filter_map(|row| row.strip_prefix("| `")?.split('`').next()).collect();
     let metrics = agent.get("/metrics").unwrap().body;
