@@ -32,7 +32,7 @@ pub(crate) fn start(settings: LogSettings) -> Ends {
     LOG.level.store(settings.level as u8, Ordering::Relaxed);
     LOG.is_json.store(settings.format == LogFormat::Json, Ordering::Relaxed);
     // Somebody else logs already, in a test.
-    if tracing::subscriber::set_global_default(&LOG).is_err() {}
+    tracing::subscriber::set_global_default(&LOG).unwrap_or_default();
     Ends
 }
 

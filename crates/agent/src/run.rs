@@ -114,7 +114,6 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     if running.store.is_some() {
         end(alive);
     }
-    log::lift_limit();
     Ok(conclude(&report, running))
 }
 
@@ -416,6 +415,7 @@ fn end(store: Alive) {
 
 /// Tells what was not as it should be, and nothing otherwise.
 fn conclude(report: &Report, running: &Running) -> u8 {
+    log::lift_limit();
     for emitter in &report.stuck_emitters {
         tracing::warn!(emitter, "left behind: it did not end in time");
     }

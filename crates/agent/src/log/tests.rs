@@ -267,7 +267,7 @@ fn many_threads_at_once_lose_no_count() {
     static MISSING: AtomicU64 = AtomicU64::new(0);
     fn count(line: &[u8]) -> bool {
         let line = std::str::from_utf8(line).unwrap();
-        if line.len() % 3 == 0 {
+        if line.len().is_multiple_of(3) {
             return false;
         }
         COUNT.fetch_add(u64::from(!line.contains("held back: ")), Ordering::Relaxed);
