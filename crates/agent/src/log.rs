@@ -36,6 +36,11 @@ pub(crate) fn start(settings: LogSettings) -> Ends {
     Ends
 }
 
+/// Whether why the program ends is told as a line of JSON, too.
+pub(crate) fn tells_failures_as_json() -> bool {
+    LOG.format() == LogFormat::Json && LOG.level() >= LogLevel::Error
+}
+
 /// Changes how much is told from now on. A call site that is told nothing of
 /// costs no more than a look at a number.
 pub(crate) fn set_level(level: LogLevel) {

@@ -275,7 +275,7 @@ fn a_real_prometheus_scrapes_it_and_takes_the_rules() {
     if let Err(error) = Command::new("prometheus").arg("--version").output() {
         return not_run(format_args!("prometheus: {error}"));
     }
-    let Some(agent) = Agent::start(&[]) else { return };
+    let Some((agent, _config)) = scrape::agent() else { return };
     let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/prometheus/vahti.rules.yml");
     let config = format!(
         "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: [\"{rules}\"]\n\
@@ -298,10 +298,18 @@ fn a_real_prometheus_scrapes_it_and_takes_the_rules() {
         // It may begin to listen before it answers, and answer in chunks.
         answer.is_some_and(|a| a.is_ok() && a.body.contains("\"value\":["))
     };
-    let all =
-        ["up==1", "vahti_observer_up==1", "vahti_event_latency_seconds_count", "process_open_fds"];
+    let all = [
+        "up==1",
+        "vahti_observer_up==1",
+        "vahti_event_latency_seconds_count",
+        "process_open_fds",
+        "vahti_log_lines_total",
+        // It takes a while to be one, but it has begun.
+        "ALERTS%7Balertname=%22VahtiEmitterDown%22,emitter=%22down%22,alertstate=%22pending%22%7D",
+    ];
     let begun = Instant::now();
     while !all.iter().all(|query| found(query)) {
+        refuse();
         assert!(begun.elapsed() < 3 * PATIENCE, "{:?}", ask(address, "/api/v1/targets", "*/*"));
         std::thread::sleep(Duration::from_millis(200));
     }

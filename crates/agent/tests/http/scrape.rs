@@ -182,7 +182,7 @@ impl Scrape {
 }
 
 /// An agent with emitters that work, that are down, and that are owed.
-fn agent() -> Option<(Agent, tempfile::NamedTempFile)> {
+pub(super) fn agent() -> Option<(Agent, tempfile::NamedTempFile)> {
     let config = tempfile::NamedTempFile::new().unwrap();
     let (down, owed) = (free_port(), free_port());
     let yaml = format!(

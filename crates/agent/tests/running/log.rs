@@ -132,6 +132,31 @@ fn a_storm_from_one_place_is_held_back_and_every_line_of_it_told() {
     }
 }
 
+#[test]
+fn why_it_can_not_start_is_told_in_the_form_of_the_log_whatever_the_level() {
+    let folder = tempfile::tempdir().unwrap();
+    let socket = folder.path().join("a\"b");
+    fs::write(&socket, "").unwrap();
+    for (level, format, expected) in [
+        ("error", "json", "{\"timestamp\":\""),
+        ("off", "json", "vahti: "),
+        ("info", "text", "vahti: "),
+    ] {
+        let mut command = Command::new(BINARY);
+        command.args(["run", "--http", "none", "--store", "none"]);
+        command.args(["--log", level, "--log-format", format, "--socket"]).arg(&socket);
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(64), "{output:?}");
+        let told = String::from_utf8(output.stderr).unwrap();
+        assert!(told.starts_with(expected) && told.lines().count() == 1, "{told}");
+        assert!(told.contains("which vahti does not replace"), "{told}");
+        if expected.starts_with('{') {
+            let line: serde_json::Value = serde_json::from_str(&told).unwrap();
+            assert!(line["message"].as_str().unwrap().contains("a\"b is no socket"), "{line}");
+        }
+    }
+}
+
 /// A receiver that refuses every request for good.
 fn refusing() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -76,7 +76,7 @@ pub enum HeaderSource {
         /// The file; blanks and line breaks at its end do not count.
         file: PathBuf,
         /// What stands before it, such as `"Bearer "`.
-        #[serde(default, skip_serializing_if = "String::is_empty")]
+        #[serde(default, skip_serializing_if = "String::is_empty", serialize_with = "hidden")]
         prefix: String,
     },
     /// From an environment variable.
@@ -84,9 +84,14 @@ pub enum HeaderSource {
         /// Its name.
         env: String,
         /// What stands before it, such as `"Bearer "`.
-        #[serde(default, skip_serializing_if = "String::is_empty")]
+        #[serde(default, skip_serializing_if = "String::is_empty", serialize_with = "hidden")]
         prefix: String,
     },
+}
+
+/// What was to stand before a secret may be all of it.
+fn hidden<S: serde::Serializer>(_: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str("(hidden)")
 }
 
 impl<'de> Deserialize<'de> for HeaderSource {
@@ -153,7 +158,7 @@ impl fmt::Debug for Secret {
 
 impl Serialize for Secret {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str("(hidden)")
+        hidden(&self.0, serializer)
     }
 }
 

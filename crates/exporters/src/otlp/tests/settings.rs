@@ -153,7 +153,8 @@ fn what_is_wrong_is_told_with_its_name_and_never_with_a_secret() {
 fn a_secret_is_shown_nowhere() {
     let config: OtlpConfig = serde_json::from_value(serde_json::json!({
         "endpoint": "http://a:1",
-        "headers": {"a": "geheim", "b": {"file": "/token", "prefix": "Bearer "}, "c": {"env": "C"}}
+        "headers": {"a": "geheim", "b": {"file": "/token", "prefix": "Bearer geheim"},
+                    "c": {"env": "C", "prefix": "geheim"}}
     }))
     .unwrap();
     let shown = format!("{config:?} {}", serde_json::to_string(&config).unwrap());
