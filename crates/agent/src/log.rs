@@ -13,7 +13,7 @@ mod stderr;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tracing::metadata::LevelFilter;
 use tracing::span::{Attributes, Id, Record};
 use tracing::subscriber::{Interest, Subscriber};
@@ -61,15 +61,14 @@ pub(crate) fn change_level(level: LogLevel) {
 /// What is in force, and what was told and held back so far.
 pub(crate) fn state() -> Value {
     let counts = counts();
+    let lines = counts.lines.iter().map(|(level, count)| ((*level).to_owned(), json!(count)));
     json!({
         "level": LOG.level().as_str(),
         "format": LOG.format().as_str(),
-        "lines": counts.lines.iter().map(|(level, count)| (*level, *count)).collect::<Lines>(),
+        "lines": lines.collect::<Map<_, _>>(),
         "held_back": {"rate": counts.rate, "stderr": counts.stderr},
     })
 }
-
-type Lines = std::collections::BTreeMap<&'static str, u64>;
 
 /// Tells what was held back, and from now on holds nothing back: what is told
 /// at the end is told once, and has its own bound.
