@@ -26,6 +26,7 @@ const FILES: &[(&str, &str, u32)] = &[
     ("docs/otlp.md", "usr/share/doc/vahti/docs/otlp.md", 0o644),
     ("docs/polku.md", "usr/share/doc/vahti/docs/polku.md", 0o644),
     ("docs/metrics.md", "usr/share/doc/vahti/docs/metrics.md", 0o644),
+    ("docs/log.md", "usr/share/doc/vahti/docs/log.md", 0o644),
     ("docs/health.md", "usr/share/doc/vahti/docs/health.md", 0o644),
     (
         "deploy/prometheus/vahti.rules.yml",

@@ -11,7 +11,7 @@ use vahti_runtime::event::EventKind;
 
 use crate::config::problem::nearest;
 use crate::config::settings::{Emit, Observer, Overrides};
-use crate::config::{Listen, LogLevel};
+use crate::config::{Listen, LogFormat, LogLevel};
 use crate::history::Moment;
 
 const ABOUT: &str = "Sees what fails on this node, why, and with what proof";
@@ -83,6 +83,9 @@ pub(crate) enum Command {
     /// Tells whether the agent that runs does what it should, and why not.
     #[command(after_help = HEALTH_EXAMPLES)]
     Health(HealthArgs),
+    /// Shows how much the agent that runs tells about itself, or changes that.
+    #[command(after_help = LOG_EXAMPLES)]
+    Log(LogArgs),
     /// Prints completions for a shell.
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions {
@@ -93,9 +96,9 @@ pub(crate) enum Command {
 
 const RUN_EXAMPLES: &str = "\
 Environment: VAHTI_CONFIG, VAHTI_NODE_NAME, VAHTI_OBSERVERS, VAHTI_EMIT,
-VAHTI_STORE, VAHTI_HTTP, VAHTI_LOG, VAHTI_SOCKET. The command line goes before the
-configuration file, the file before the environment, the environment before the
-defaults.
+VAHTI_STORE, VAHTI_HTTP, VAHTI_LOG, VAHTI_LOG_FORMAT, VAHTI_SOCKET. The command
+line goes before the configuration file, the file before the environment, the
+environment before the defaults.
 
 SIGTERM and SIGINT deliver what was accepted, within limits.drain_deadline,
 and end; a second one ends at once.
@@ -173,6 +176,15 @@ Examples:
   vahti health
   vahti health --live
   vahti health --json | jq '.observers[] | select(.status != \"healthy\")'";
+
+const LOG_EXAMPLES: &str = "\
+A level holds until another is set, or the agent ends. Environment:
+VAHTI_SOCKET.
+
+Examples:
+  vahti log
+  vahti log debug
+  vahti log --json | jq .held_back";
 
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:
@@ -344,6 +356,19 @@ pub(crate) struct HealthArgs {
     pub(crate) socket: Option<PathBuf>,
 }
 
+/// The arguments of `vahti log`.
+#[derive(Debug, Args)]
+pub(crate) struct LogArgs {
+    /// What it is to tell from now on: off, error, warn, info, debug or trace.
+    pub(crate) level: Option<LogLevel>,
+    /// Prints JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The socket of the agent; /run/vahti/vahti.sock as root.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+}
+
 /// The arguments of `vahti run`.
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
@@ -371,6 +396,9 @@ pub(crate) struct RunArgs {
     /// info, debug or trace.
     #[arg(long, value_name = "LEVEL")]
     log: Option<LogLevel>,
+    /// How it does: text or json; text if not given.
+    #[arg(long, value_name = "FORMAT")]
+    log_format: Option<LogFormat>,
     /// The socket that `vahti ledger` asks; /run/vahti/vahti.sock as root.
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,
@@ -385,6 +413,7 @@ impl RunArgs {
             emit: self.emit.clone(),
             format: self.format,
             log: self.log,
+            log_format: self.log_format,
             store: self.store.clone(),
             http: self.http,
         }

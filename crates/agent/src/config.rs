@@ -6,6 +6,7 @@
 pub(crate) mod example;
 mod listen;
 pub(crate) mod load;
+mod log;
 mod places;
 pub(crate) mod problem;
 pub(crate) mod settings;
@@ -31,12 +32,13 @@ use vahti_runtime::event::{AGENT_GAP, EventKind};
 use vahti_runtime::units::{ByteSize, HumanDuration};
 
 pub(crate) use self::listen::Listen;
+pub(crate) use self::log::{LogFormat, LogLevel, LogSettings};
 use crate::budget::{self, Division};
 
 /// Everything that can be set about vahti. A value on the command line goes
 /// before one in this file, this file before the environment (VAHTI_NODE_NAME,
-/// VAHTI_LOG, VAHTI_OBSERVERS, VAHTI_EMIT, VAHTI_STORE, VAHTI_HTTP), the
-/// environment before the defaults.
+/// VAHTI_LOG, VAHTI_LOG_FORMAT, VAHTI_OBSERVERS, VAHTI_EMIT, VAHTI_STORE,
+/// VAHTI_HTTP), the environment before the defaults.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 #[schemars(title = "Configuration of vahti", transform = describe::<Config>)]
@@ -46,8 +48,10 @@ pub(crate) struct Config {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(example = &"node-1")]
     pub(crate) node_name: Option<String>,
-    /// How much vahti tells about itself on standard error.
-    pub(crate) log: LogLevel,
+    /// How much vahti tells about itself on standard error, and how; a level
+    /// alone, such as `log: debug`, is short for that level.
+    #[schemars(transform = log::or_level)]
+    pub(crate) log: LogSettings,
     /// What is watched.
     pub(crate) observers: Observers,
     /// Where events go: 1 to 16 of them. Each has a queue for each observer, or is
@@ -60,25 +64,6 @@ pub(crate) struct Config {
     pub(crate) http: HttpSettings,
     /// Bounds for the program as a whole.
     pub(crate) limits: Limits,
-}
-
-/// How much is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum LogLevel {
-    /// Nothing.
-    Off,
-    /// What failed.
-    Error,
-    /// And what is not as it should be.
-    Warn,
-    /// And what was started and stopped.
-    #[default]
-    Info,
-    /// And details for developers.
-    Debug,
-    /// And more of them.
-    Trace,
 }
 
 /// What is watched.

@@ -1,149 +1,267 @@
 //! What the agent tells about itself, on standard error.
+//!
+//! One record is one line, written at once or not at all: whoever does not read
+//! standard error must not hold up an observer or the shutdown. No call site
+//! can fill a disk: what comes too often is held back, counted, and told with
+//! the next line of its kind, or at the end ([`limit`]).
 
-use std::fs::{File, OpenOptions};
-use std::io::{self, Write};
-use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::sync::OnceLock;
-use std::sync::atomic::{AtomicU64, Ordering};
+pub(crate) mod command;
+mod limit;
+mod line;
+mod stderr;
 
-use tracing::level_filters::LevelFilter;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::util::SubscriberInitExt;
-use vahti_runtime::event::escape;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
-use crate::config::LogLevel;
+use serde_json::{Map, Value, json};
+use tracing::metadata::LevelFilter;
+use tracing::span::{Attributes, Id, Record};
+use tracing::subscriber::{Interest, Subscriber};
+use tracing::{Event, Level, Metadata};
+use vahti_runtime::clock::ClockPair;
 
-/// Starts logging at this level. Once per process.
-pub(crate) fn start(level: LogLevel) {
-    let filter = match level {
-        LogLevel::Off => LevelFilter::OFF,
-        LogLevel::Error => LevelFilter::ERROR,
-        LogLevel::Warn => LevelFilter::WARN,
-        LogLevel::Info => LevelFilter::INFO,
-        LogLevel::Debug => LevelFilter::DEBUG,
-        LogLevel::Trace => LevelFilter::TRACE,
-    };
-    // What libraries tell of their connections is for their developers, and may
-    // hold what others must not see: only what is not as it should be.
-    let targets =
-        Targets::new().with_default(filter.min(LevelFilter::WARN)).with_target("vahti", filter);
-    let started = tracing_subscriber::fmt()
-        .with_max_level(filter)
-        .with_ansi(false)
-        .with_target(false)
-        .log_internal_errors(false)
-        .with_writer(|| OneLine)
-        .finish()
-        .with(targets)
-        .try_init();
+use self::limit::{Held, Limit, Verdict};
+use self::line::{Line, in_short};
+use crate::config::{LogFormat, LogLevel, LogSettings};
+
+/// The log of this process.
+static LOG: Log = Log::new(stderr::write_now, Instant::now);
+
+/// Starts logging. Once per process.
+pub(crate) fn start(settings: LogSettings) -> Ends {
+    LOG.level.store(settings.level as u8, Ordering::Relaxed);
+    LOG.is_json.store(settings.format == LogFormat::Json, Ordering::Relaxed);
     // Somebody else logs already, in a test.
-    if started.is_err() {}
+    tracing::subscriber::set_global_default(&LOG).unwrap_or_default();
+    Ends
 }
 
-/// The longest line, in bytes: a pipe that can be written to at all takes that
-/// much at once.
-const MAX_LINE: usize = libc::PIPE_BUF;
+/// Whether why the program ends is told as a line of JSON, too.
+pub(crate) fn tells_failures_as_json() -> bool {
+    LOG.format() == LogFormat::Json && LOG.level() >= LogLevel::Error
+}
 
-/// How many records were not written since the last one that was.
-static HELD_BACK: AtomicU64 = AtomicU64::new(0);
+/// Changes how much is told from now on. A call site that is told nothing of
+/// costs no more than a look at a number.
+pub(crate) fn set_level(level: LogLevel) {
+    LOG.level.store(level as u8, Ordering::Relaxed);
+    tracing_core::callsite::rebuild_interest_cache();
+}
 
-/// Writes each record as one line, whatever names and messages hold, and never
-/// waits: whoever does not read standard error must not hold up an observer or
-/// the shutdown. What can't be written at once is counted and said later.
-struct OneLine;
+/// Changes how much is told because somebody asked for it, and tells that: at
+/// whichever of the two levels tells more.
+pub(crate) fn change_level(level: LogLevel) {
+    let before = LOG.level();
+    set_level(level.max(before));
+    let (from, to) = (before.as_str(), level.as_str());
+    tracing::info!(from, to, "how much is told was changed");
+    set_level(level);
+}
 
-impl Write for OneLine {
-    fn write(&mut self, record: &[u8]) -> io::Result<usize> {
-        let held = HELD_BACK.load(Ordering::Relaxed);
-        let mut line = String::new();
-        if held > 0 {
-            line.push_str(&format!("({held} lines before this one were not written) "));
+/// What is in force, and what was told and held back so far.
+pub(crate) fn state() -> Value {
+    let counts = counts();
+    let lines = counts.lines.iter().map(|(level, count)| ((*level).to_owned(), json!(count)));
+    json!({
+        "level": LOG.level().as_str(),
+        "format": LOG.format().as_str(),
+        "lines": lines.collect::<Map<_, _>>(),
+        "held_back": {"rate": counts.rate, "stderr": counts.stderr},
+    })
+}
+
+/// Tells what was held back, and from now on holds nothing back: what is told
+/// at the end is told once, and has its own bound.
+pub(crate) fn lift_limit() {
+    LOG.tell_held(None);
+    LOG.limit.lift();
+}
+
+/// Tells what was held back, whichever way the agent ends.
+#[must_use = "tells what was held back when it is dropped"]
+pub(crate) struct Ends;
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        LOG.tell_held(None);
+    }
+}
+
+/// What became of records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// Lines that were written, by level.
+    pub(crate) lines: [(&'static str, u64); 5],
+    /// What came too often.
+    pub(crate) rate: u64,
+    /// What standard error did not take at once.
+    pub(crate) stderr: u64,
+}
+
+/// What became of records so far.
+pub(crate) fn counts() -> Counts {
+    let words = ["error", "warn", "info", "debug", "trace"];
+    Counts {
+        lines: std::array::from_fn(|i| (words[i], LOG.lines[i].load(Ordering::Relaxed))),
+        rate: LOG.rate.load(Ordering::Relaxed),
+        stderr: LOG.stderr.load(Ordering::Relaxed),
+    }
+}
+
+/// How long it is at least from one look for what was held back to the next.
+const SWEEP: Duration = limit::REFILL;
+
+/// Takes records, and writes those that may be.
+struct Log {
+    /// As [`LogLevel::ALL`] counts them.
+    level: AtomicU8,
+    is_json: AtomicBool,
+    limit: Limit,
+    /// Written lines, the gravest level first.
+    lines: [AtomicU64; 5],
+    /// Records that came too often.
+    rate: AtomicU64,
+    /// Records that standard error did not take.
+    stderr: AtomicU64,
+    /// Those of them that no line has told of yet.
+    untold: AtomicU64,
+    write: fn(&[u8]) -> bool,
+    now: fn() -> Instant,
+}
+
+impl Log {
+    const fn new(write: fn(&[u8]) -> bool, now: fn() -> Instant) -> Self {
+        Log {
+            level: AtomicU8::new(LogLevel::Info as u8),
+            is_json: AtomicBool::new(false),
+            limit: Limit::new(),
+            lines: [const { AtomicU64::new(0) }; 5],
+            rate: AtomicU64::new(0),
+            stderr: AtomicU64::new(0),
+            untold: AtomicU64::new(0),
+            write,
+            now,
         }
-        line.push_str(&escape_but_backslashes(record.strip_suffix(b"\n").unwrap_or(record)));
-        let end = line.floor_char_boundary(MAX_LINE - 1);
-        line.truncate(end);
-        line.push('\n');
-        if write_now(line.as_bytes()) {
-            HELD_BACK.fetch_sub(held, Ordering::Relaxed);
+    }
+
+    fn level(&self) -> LogLevel {
+        let level = usize::from(self.level.load(Ordering::Relaxed));
+        LogLevel::ALL.get(level).copied().unwrap_or_default()
+    }
+
+    fn format(&self) -> LogFormat {
+        if self.is_json.load(Ordering::Relaxed) { LogFormat::Json } else { LogFormat::Text }
+    }
+
+    fn filter(&self) -> LevelFilter {
+        match self.level() {
+            LogLevel::Off => LevelFilter::OFF,
+            LogLevel::Error => LevelFilter::ERROR,
+            LogLevel::Warn => LevelFilter::WARN,
+            LogLevel::Info => LevelFilter::INFO,
+            LogLevel::Debug => LevelFilter::DEBUG,
+            LogLevel::Trace => LevelFilter::TRACE,
+        }
+    }
+
+    /// What libraries tell of their connections is for their developers, and
+    /// may hold what others must not see: only what is not as it should be.
+    fn takes(&self, what: &Metadata<'_>) -> bool {
+        let ours = self.filter();
+        let filter =
+            if what.target().starts_with("vahti") { ours } else { ours.min(LevelFilter::WARN) };
+        what.is_event() && *what.level() <= filter
+    }
+
+    fn tell(&self, event: &Event<'_>) {
+        let now = (self.now)();
+        match self.limit.admit(event, now) {
+            Verdict::Write { held, of } => {
+                if !self.write(event.metadata(), held, |line| line.event(event)) {
+                    self.stderr.fetch_add(1, Ordering::Relaxed);
+                    self.untold.fetch_add(1, Ordering::Relaxed);
+                    self.limit.give_back(of, held);
+                }
+            }
+            Verdict::Hold { of, is_first } => {
+                self.rate.fetch_add(1, Ordering::Relaxed);
+                // Only once each time: it costs what writing it would.
+                if is_first {
+                    self.limit.describe(of, in_short(event));
+                }
+            }
+        }
+        self.tell_held(Some(now));
+    }
+
+    /// Tells what was held back and has had no line since that would have told:
+    /// of all that is quiet by then, or of all there is.
+    fn tell_held(&self, now: Option<Instant>) {
+        for held in self.limit.take_held(now, SWEEP) {
+            let Held { of, count, what, like } = held;
+            let told = self.takes(what) && self.write(what, count, |line| line.held_back(&like));
+            if !told {
+                self.limit.give_back(of, count);
+            }
+        }
+    }
+
+    /// Whether a line could be written at once.
+    fn write(&self, what: &Metadata<'_>, held: u64, say: impl FnOnce(&mut Line)) -> bool {
+        let untold = self.untold.swap(0, Ordering::Relaxed);
+        let wall_ns = ClockPair::now().wall_ns;
+        let mut line = Line::begin(self.format(), wall_ns, what, untold);
+        say(&mut line);
+        let written = (self.write)(line.end(held).as_bytes());
+        if written {
+            self.lines[place(*what.level())].fetch_add(1, Ordering::Relaxed);
         } else {
-            HELD_BACK.fetch_add(1, Ordering::Relaxed);
+            self.untold.fetch_add(untold, Ordering::Relaxed);
         }
-        Ok(record.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+        written
     }
 }
 
-/// Standard error, as it is written to without waiting.
-struct Stderr {
-    file: File,
-    is_socket: bool,
-}
-
-impl Stderr {
-    /// Pipes and terminals are opened anew: what is set not to wait is then
-    /// ours alone, and not what others have in common with us. Files never
-    /// wait, and opened anew they would be written to at another place than
-    /// standard output's.
-    fn open() -> io::Result<Self> {
-        let shared = File::from(io::stderr().as_fd().try_clone_to_owned()?);
-        let kind = shared.metadata()?.file_type();
-        let mut options = OpenOptions::new();
-        options.write(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
-        let own = if kind.is_fifo() || kind.is_char_device() {
-            options.open("/proc/self/fd/2").ok()
-        } else {
-            None
-        };
-        Ok(Stderr { file: own.unwrap_or(shared), is_socket: kind.is_socket() })
-    }
-
-    fn write_now(&self, line: &[u8]) -> io::Result<()> {
-        let fd = self.file.as_raw_fd();
-        let mut poll = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
-        // SAFETY: `poll` is one valid pollfd for the length of the call.
-        if unsafe { libc::poll(&raw mut poll, 1, 0) } != 1 {
-            return Err(io::ErrorKind::WouldBlock.into());
-        }
-        if !self.is_socket {
-            return (&self.file).write(line).map(drop);
-        }
-        let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-        // SAFETY: `line` is readable for its length.
-        match unsafe { libc::send(fd, line.as_ptr().cast(), line.len(), flags) } {
-            -1 => Err(io::Error::last_os_error()),
-            _ => Ok(()),
-        }
+fn place(level: Level) -> usize {
+    match level {
+        Level::ERROR => 0,
+        Level::WARN => 1,
+        Level::INFO => 2,
+        Level::DEBUG => 3,
+        Level::TRACE => 4,
     }
 }
 
-/// Writes a line to standard error if that takes no time. Takes no lock:
-/// whoever held it could be stuck.
-fn write_now(line: &[u8]) -> bool {
-    static STDERR: OnceLock<Option<Stderr>> = OnceLock::new();
-    let stderr = STDERR.get_or_init(|| Stderr::open().ok());
-    stderr.as_ref().is_some_and(|stderr| stderr.write_now(line).is_ok())
-}
-
-/// Names that were escaped before stay as they are.
-fn escape_but_backslashes(line: &[u8]) -> String {
-    match std::str::from_utf8(line) {
-        Ok(text) => vahti_runtime::event::escape_text(text).into_owned(),
-        Err(_) => escape(line).into_owned(),
+/// Spans are nothing to it: no line tells of them.
+impl Subscriber for &'static Log {
+    fn register_callsite(&self, what: &'static Metadata<'static>) -> Interest {
+        if self.takes(what) { Interest::always() } else { Interest::never() }
     }
+
+    fn enabled(&self, what: &Metadata<'_>) -> bool {
+        self.takes(what)
+    }
+
+    fn max_level_hint(&self) -> Option<LevelFilter> {
+        Some(self.filter())
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        self.tell(event);
+    }
+
+    fn new_span(&self, _: &Attributes<'_>) -> Id {
+        Id::from_u64(1)
+    }
+
+    fn record(&self, _: &Id, _: &Record<'_>) {}
+
+    fn record_follows_from(&self, _: &Id, _: &Id) {}
+
+    fn enter(&self, _: &Id) {}
+
+    fn exit(&self, _: &Id) {}
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_record_stays_one_line() {
-        assert_eq!(escape_but_backslashes(b"a\nb\x1b[0m \\x1b"), r"a\x0ab\x1b[0m \x1b");
-        assert_eq!(escape_but_backslashes(b"\xff"), r"\xff");
-    }
-}
+mod tests;

@@ -35,6 +35,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
+use vahti_exporters::without_secrets;
 use vahti_runtime::event::escape_text;
 
 use crate::cli::{Cli, Command, ConfigCommand, SchemaCommand};
@@ -61,6 +62,7 @@ fn main() -> ExitCode {
         Command::Why(args) => history::why(&args),
         Command::Ledger(args) => ledger::ledger(&args),
         Command::Health(args) => health::health(&args),
+        Command::Log(args) => log::command::log(&args),
         Command::Completions { shell } => completions(shell),
     })
 }
@@ -71,7 +73,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
     let mut text = String::new();
     // It repeats arguments, which may hold anything.
     for line in error.render().to_string().trim_start_matches("error: ").lines() {
-        text.push_str(&escape_text(line));
+        text.push_str(&escape_text(&without_secrets(line)));
         text.push('\n');
     }
     if error.use_stderr() { finish(Err(Failed::usage(text))) } else { finish(print(&text)) }

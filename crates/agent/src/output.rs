@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 
+use crate::log;
+
 /// It did what it was asked to.
 pub(crate) const SUCCESS: u8 = 0;
 /// It failed.
@@ -101,6 +103,11 @@ pub(crate) fn finish(outcome: Outcome) -> ExitCode {
 
 /// Tells something on standard error.
 pub(crate) fn complain(message: &str) {
+    // Whoever reads the log as JSON is to be able to read this.
+    if log::tells_failures_as_json() {
+        tracing::error!("{}", message.trim_end());
+        return;
+    }
     // Nobody is left to tell where standard error is closed.
     let text = format!("vahti: {}\n", message.trim_end());
     drop(io::stderr().write_all(text.as_bytes()));

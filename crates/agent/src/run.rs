@@ -47,7 +47,7 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
         Division::of(&config).map_err(|unmet| Failed::usage(unmet.field().to_string()))?;
     division.apply(&mut config);
     let limits = division.limits;
-    log::start(config.log);
+    let _told = log::start(config.log);
     // Before any thread is started, so that all of them have them blocked.
     let signals = Signals::block().map_err(|e| system("block signals", &e))?;
     let running: Arc<OnceLock<Running>> = Arc::default();
@@ -279,6 +279,8 @@ fn control(
             let report = health::Report::of(running.get()).to_json();
             Some(Reply::Document(report.to_string().into_bytes()))
         }
+        None if request == "log" => Some(Reply::Document(log::command::answer(None))),
+        Some(("log", level)) => Some(Reply::Document(log::command::answer(Some(level)))),
         Some(("prove", tgid)) => Some(makers.answer(tgid, peer)),
         _ => None,
     };
@@ -415,6 +417,7 @@ fn end(store: Alive) {
 
 /// Tells what was not as it should be, and nothing otherwise.
 fn conclude(report: &Report, running: &Running) -> u8 {
+    log::lift_limit();
     for emitter in &report.stuck_emitters {
         tracing::warn!(emitter, "left behind: it did not end in time");
     }

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 
 use vahti_runtime::event::Signal;
 
+use crate::log;
+
 /// The signals that are waited for. SIGHUP is among them so that it does not
 /// kill; it means nothing yet.
 const TAKEN: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
@@ -81,6 +83,7 @@ impl Signals {
                 (signal, None) => {
                     // The log never waits, whatever becomes of its reader.
                     tracing::warn!("{name} again: ending at once");
+                    log::lift_limit();
                     // SAFETY: ends the process without running anything more.
                     unsafe { libc::_exit(128 + signal) };
                 }

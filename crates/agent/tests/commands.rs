@@ -30,7 +30,7 @@ fn code(output: &Output) -> i32 {
     output.status.code().unwrap()
 }
 
-const COMMANDS: [&[&str]; 13] = [
+const COMMANDS: [&[&str]; 15] = [
     &[],
     &["run"],
     &["doctor"],
@@ -43,6 +43,8 @@ const COMMANDS: [&[&str]; 13] = [
     &["events"],
     &["why"],
     &["ledger"],
+    &["health"],
+    &["log"],
     &["completions"],
 ];
 

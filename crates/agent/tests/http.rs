@@ -12,6 +12,9 @@ use std::time::{Duration, Instant};
 
 use vahti_runtime::testing::not_run;
 
+#[path = "http/scrape.rs"]
+mod scrape;
+
 const BINARY: &str = env!("CARGO_BIN_EXE_vahti");
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -58,9 +61,12 @@ impl Agent {
 
     fn spawn(address: SocketAddr, arguments: &[&str]) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        let is_configured = arguments.contains(&"--config");
+        let emit: &[&str] = if is_configured { &[] } else { &["--emit", "none"] };
         let child = Command::new(BINARY)
-            .args(["run", "--http", &address.to_string(), "--emit", "none", "--socket"])
+            .args(["run", "--http", &address.to_string(), "--socket"])
             .arg(folder.path().join("s"))
+            .args(emit)
             .args(arguments)
             .env("VAHTI_STORE", folder.path().join("store"))
             .env_remove("VAHTI_CONFIG")
@@ -168,6 +174,7 @@ fn every_metric_of_the_page_is_there_and_a_fault_is_counted() {
     let Some(agent) = Agent::start(&[]) else { return };
     let page = include_str!("../../../docs/metrics.md");
     let (_, table) = page.split_once("## All metrics").unwrap();
+    let (table, _) = table.split_once("## All labels").unwrap();
     let names: Vec<&str> =
         table.lines().filter_map(|row| row.strip_prefix("| `")?.split('`').next()).collect();
     let metrics = agent.get("/metrics").unwrap().body;
@@ -268,7 +275,7 @@ fn a_real_prometheus_scrapes_it_and_takes_the_rules() {
     if let Err(error) = Command::new("prometheus").arg("--version").output() {
         return not_run(format_args!("prometheus: {error}"));
     }
-    let Some(agent) = Agent::start(&[]) else { return };
+    let Some((agent, _config)) = scrape::agent() else { return };
     let rules = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy/prometheus/vahti.rules.yml");
     let config = format!(
         "global: {{scrape_interval: 1s, evaluation_interval: 1s}}\nrule_files: [\"{rules}\"]\n\
@@ -291,10 +298,18 @@ fn a_real_prometheus_scrapes_it_and_takes_the_rules() {
         // It may begin to listen before it answers, and answer in chunks.
         answer.is_some_and(|a| a.is_ok() && a.body.contains("\"value\":["))
     };
-    let all =
-        ["up==1", "vahti_observer_up==1", "vahti_event_latency_seconds_count", "process_open_fds"];
+    let all = [
+        "up==1",
+        "vahti_observer_up==1",
+        "vahti_event_latency_seconds_count",
+        "process_open_fds",
+        "vahti_log_lines_total",
+        // It takes a while to be one, but it has begun.
+        "ALERTS%7Balertname=%22VahtiEmitterDown%22,emitter=%22down%22,alertstate=%22pending%22%7D",
+    ];
     let begun = Instant::now();
     while !all.iter().all(|query| found(query)) {
+        refuse();
         assert!(begun.elapsed() < 3 * PATIENCE, "{:?}", ask(address, "/api/v1/targets", "*/*"));
         std::thread::sleep(Duration::from_millis(200));
     }

@@ -132,7 +132,7 @@ impl OtlpEmitter {
             match self.transport.send(signal, request).await {
                 Ok(Taken { rejected: 0, message }) => {
                     if !message.is_empty() {
-                        tracing::debug!(emitter = %self.name, %message, "the receiver says");
+                        tracing::debug!(emitter = %self.name, says = %message, "the receiver took it");
                     }
                 }
                 Ok(Taken { rejected, message }) => sent.refuse(signal, these, rejected, message),

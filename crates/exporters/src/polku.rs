@@ -64,10 +64,10 @@ impl PolkuTarget {
         let parsed = remote::endpoint_without_path(endpoint, "http://localhost:50051");
         let wrong = parsed.as_ref().err().map(|bound| InvalidField {
             path: "endpoint".to_owned(),
-            value: escape_text(remote::shown(endpoint)).into_owned(),
+            value: escape_text(&remote::shown(endpoint)).into_owned(),
             bound: bound.clone(),
         });
-        let fields: Vec<InvalidField> = wrong.into_iter().chain(tls.lacks()).collect();
+        let fields: Vec<InvalidField> = wrong.into_iter().chain(tls.wrong()).collect();
         let endpoint = match parsed {
             Ok(endpoint) if fields.is_empty() => endpoint,
             _ => return Err(InvalidConfig { fields }),

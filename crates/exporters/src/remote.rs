@@ -1,5 +1,7 @@
 //! What emitters that send have in common: where to, and why that did not work.
 
+use std::borrow::Cow;
+
 use http::Uri;
 
 /// Reads a URL to send to; the error says what it must be.
@@ -31,9 +33,38 @@ pub(crate) fn endpoint_without_path(text: &str, example: &str) -> Result<Uri, St
     Ok(uri)
 }
 
-/// A URL that may be wrong, as it may be shown: not with a password.
-pub(crate) fn shown(text: &str) -> &str {
-    if text.contains('@') { "(hidden)" } else { text }
+/// A URL that may be wrong, as it may be shown: not with a password, nor with
+/// what stands behind the host, which some receivers take for one.
+pub(crate) fn shown(text: &str) -> Cow<'_, str> {
+    if text.contains('@') {
+        return Cow::Borrowed("(hidden)");
+    }
+    let host = text.find("://").map_or(0, |at| at + 3);
+    let rest = text.get(host..).unwrap_or_default();
+    match rest.find(['/', '?', '#']) {
+        Some(end) if host + end + 1 < text.len() => {
+            Cow::Owned(format!("{}/(hidden)", text.get(..host + end).unwrap_or_default()))
+        }
+        _ => Cow::Borrowed(text),
+    }
+}
+
+/// A text that may hold URLs, without what is secret in them: all from a scheme
+/// to the last `@`, as a password may hold anything, and queries.
+pub fn without_secrets(text: &str) -> Cow<'_, str> {
+    let Some(at) = text.find("://") else { return Cow::Borrowed(text) };
+    let (scheme, rest) = text.split_at(at + 3);
+    let (user, rest) = match rest.rfind('@') {
+        Some(end) => ("(hidden)", rest.get(end..).unwrap_or_default()),
+        None => ("", rest),
+    };
+    let is_end = |c: char| c.is_whitespace() || c == '"' || c == '\'';
+    let (url, rest) = rest.split_at(rest.find(is_end).unwrap_or(rest.len()));
+    let url = match url.find(['?', '#']) {
+        Some(end) => format!("{}?(hidden)", url.get(..end).unwrap_or_default()),
+        None => url.to_owned(),
+    };
+    Cow::Owned(format!("{scheme}{user}{url}{}", without_secrets(rest)))
 }
 
 /// What went wrong, down to the first cause, without what layers only repeat.
@@ -51,4 +82,41 @@ pub(crate) fn causes(error: &(dyn std::error::Error + 'static)) -> String {
     let says_nothing = |text: &str| ["transport error", "client error (Connect)"].contains(&text);
     let telling = texts.iter().enumerate().filter(|(i, text)| *i == deepest || !says_nothing(text));
     telling.map(|(_, text)| text.as_str()).collect::<Vec<_>>().join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_shown_without_what_may_be_secret_in_it() {
+        for (text, expected) in [
+            ("http://a", "http://a"),
+            ("http://a:1/", "http://a:1/"),
+            ("a:1", "a:1"),
+            ("https://a/receiver/geheim", "https://a/(hidden)"),
+            ("https://a?key=geheim", "https://a/(hidden)"),
+            ("https://a#geheim", "https://a/(hidden)"),
+            ("a:1/geheim", "a:1/(hidden)"),
+            ("https:/me:geheim@a", "(hidden)"),
+            ("me:geheim@a:1", "(hidden)"),
+        ] {
+            assert_eq!(shown(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_text_keeps_all_but_what_is_secret_in_its_urls() {
+        for (text, expected) in [
+            ("nothing", "nothing"),
+            ("x is \"http://a/b\", but", "x is \"http://a/b\", but"),
+            ("x is \"http://me:geheim@a/b\", but", "x is \"http://(hidden)@a/b\", but"),
+            ("to http://me:ge heim\"@a?geheim=1 and on", "to http://(hidden)@a?(hidden) and on"),
+            ("http://a?geheim \"https://b#geheim\"", "http://a?(hidden) \"https://b?(hidden)\""),
+            ("http://a:geheim@b https://c:geheim@d", "http://(hidden)@d"),
+            ("://", "://"),
+        ] {
+            assert_eq!(without_secrets(text), expected, "{text}");
+        }
+    }
 }

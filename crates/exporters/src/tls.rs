@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConfig, RootCertStore};
 use schemars::JsonSchema;
@@ -35,8 +35,21 @@ pub struct TlsConfig {
 }
 
 impl TlsConfig {
+    /// Everything that is wrong: what a file holds in place of its path, which
+    /// must not be shown, and one half without the other.
+    pub(crate) fn wrong(&self) -> Vec<InvalidField> {
+        let files = [("tls.ca", &self.ca), ("tls.cert", &self.cert), ("tls.key", &self.key)];
+        let contents = files.into_iter().filter(|(_, file)| file.as_deref().is_some_and(is_pem));
+        let contents = contents.map(|(path, _)| InvalidField {
+            path: path.to_owned(),
+            value: "(hidden)".to_owned(),
+            bound: "the path of a file, and not what that holds".to_owned(),
+        });
+        contents.chain(self.lacks()).collect()
+    }
+
     /// What is of no use, as the other half of it is not there.
-    pub(crate) fn lacks(&self) -> Option<InvalidField> {
+    fn lacks(&self) -> Option<InvalidField> {
         let (there, lacks) = match (&self.cert, &self.key) {
             (Some(_), None) => ("tls.cert", "tls.key"),
             (None, Some(_)) => ("tls.key", "tls.cert"),
@@ -98,8 +111,9 @@ impl Trust {
         let config = match (&tls.cert, &tls.key) {
             (Some(cert), Some(key)) => {
                 let failed = |error| format!("{} and {}: {error}", shown(cert), shown(key));
-                let key = PrivateKeyDer::from_pem_file(key)
-                    .map_err(|error| format!("cannot read the key {}: {error}", shown(key)))?;
+                let key = PrivateKeyDer::from_pem_file(key).map_err(|error| {
+                    format!("cannot read the key {}: {}", shown(key), told(&error))
+                })?;
                 builder.with_client_auth_cert(certificates(cert)?, key).map_err(failed)?
             }
             _ => builder.with_no_client_auth(),
@@ -151,13 +165,33 @@ fn of_the_system() -> Result<RootCertStore, String> {
 }
 
 fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let failed = |error| format!("cannot read certificates from {}: {error}", shown(file));
+    let failed = |error| format!("cannot read certificates from {}: {}", shown(file), told(&error));
     let read: Result<Vec<_>, _> = CertificateDer::pem_file_iter(file).map_err(failed)?.collect();
     let read = read.map_err(failed)?;
     if read.is_empty() {
         return Err(format!("{} holds no certificate in PEM form", shown(file)));
     }
     Ok(read)
+}
+
+/// Whether this is a key or a certificate, and no path of one.
+fn is_pem(path: &Path) -> bool {
+    let text = path.to_string_lossy();
+    text.contains('\n') || text.contains("-----BEGIN")
+}
+
+/// In our words: those of the parser hold lines of the file.
+fn told(error: &pem::Error) -> String {
+    match error {
+        pem::Error::Io(error) => error.to_string(),
+        pem::Error::NoItemsFound => "it holds none in PEM form".to_owned(),
+        pem::Error::MissingSectionEnd { .. } => "its last part has no end".to_owned(),
+        pem::Error::IllegalSectionStart { .. } => {
+            "a part does not begin with a line of its own, -----BEGIN ...-----".to_owned()
+        }
+        pem::Error::Base64Decode(_) => "it is not base64".to_owned(),
+        _ => "it is not in PEM form".to_owned(),
+    }
 }
 
 fn shown(path: &Path) -> std::borrow::Cow<'_, str> {

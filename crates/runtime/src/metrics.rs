@@ -135,12 +135,14 @@ impl Registry {
         if !self.enabled {
             return Series { value: None };
         }
-        let labels: Labels = self
+        let mut labels: Labels = self
             .allowed
             .iter()
             .filter_map(|allowed| labels.iter().find(|(key, _)| key == allowed))
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
             .collect();
+        // A list is begun with more room than most need.
+        labels.shrink_to_fit();
         let mut metrics = self.metrics.lock().unwrap_or_else(PoisonError::into_inner);
         let Metrics { by_name, bytes } = &mut *metrics;
         let metric = by_name

@@ -1,9 +1,8 @@
 //! What is said to be the most that is kept in memory, counted block by block.
 #![allow(missing_docs, clippy::unwrap_used, clippy::panic)]
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use vahti_runtime::config::Config;
@@ -18,37 +17,12 @@ use vahti_runtime::shutdown::channel;
 use vahti_runtime::testing::FakeSource;
 use vahti_runtime::units::ByteSize;
 
+#[path = "stage/counting.rs"]
+mod counting;
 #[path = "stage/misbehaving.rs"]
 mod misbehaving;
+use counting::{MOST, NOW};
 use misbehaving::{CRITICAL, Gate, Moody, NORMAL, STORM, assert_exact};
-
-/// Counts what is allocated, and the most that ever was.
-struct Counting;
-
-static NOW: AtomicUsize = AtomicUsize::new(0);
-static MOST: AtomicUsize = AtomicUsize::new(0);
-
-/// What an allocator keeps of a block, with which sizes are said.
-const BLOCK: usize = 16;
-
-// SAFETY: hands everything to the system's allocator.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let now = NOW.fetch_add(layout.size() + BLOCK, Ordering::Relaxed);
-        MOST.fetch_max(now + layout.size() + BLOCK, Ordering::Relaxed);
-        // SAFETY: as the caller promised.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        NOW.fetch_sub(layout.size() + BLOCK, Ordering::Relaxed);
-        // SAFETY: as the caller promised.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 /// Makes events of all sizes, no two alike.
 struct Various;

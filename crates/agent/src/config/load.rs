@@ -79,6 +79,7 @@ pub(crate) fn from_text(
         InvalidConfig { source_name: source_name.to_owned(), problems }
     };
     let mut tree = tree::parse(text).map_err(invalid)?;
+    tree.lengthen("log", "level");
     let (config, told) = typed(&mut tree);
     let mut problems: Vec<Problem> = told.iter().map(problem).collect();
     for field in config.iter().flat_map(validate) {

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use vahti_exporters::without_secrets;
+
 /// Where something stands in the file; both count from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct At {
@@ -44,9 +46,10 @@ impl fmt::Display for InvalidConfig {
             if i > 0 {
                 f.write_str("\n")?;
             }
+            let text = without_secrets(&problem.text);
             match problem.at {
-                Some(at) => write!(f, "{}:{at}: {}", self.source_name, problem.text)?,
-                None => write!(f, "{}: {}", self.source_name, problem.text)?,
+                Some(at) => write!(f, "{}:{at}: {text}", self.source_name)?,
+                None => write!(f, "{}: {text}", self.source_name)?,
             }
         }
         Ok(())

@@ -5,16 +5,15 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use serde::Deserialize;
-use serde::de::IntoDeserializer;
-use serde::de::value::{Error as ValueError, StrDeserializer};
 use vahti_exporters::Format;
 use vahti_runtime::config::bounds::Bound;
 use vahti_runtime::event::{escape, escape_text};
 
 use super::load::{self, Loaded};
 use super::problem::{InvalidConfig, Problem, nearest, one_of};
-use super::{Config, EmitterConfig, EmitterType, Emitters, Listen, LogLevel, NODE_NAME, OBSERVERS};
+use super::{
+    Config, EmitterConfig, EmitterType, Emitters, Listen, LogFormat, LogLevel, NODE_NAME, OBSERVERS,
+};
 
 /// What the command line says; `None` where it says nothing.
 #[derive(Debug, Default)]
@@ -24,6 +23,7 @@ pub(crate) struct Overrides {
     pub(crate) emit: Option<Vec<Emit>>,
     pub(crate) format: Option<Format>,
     pub(crate) log: Option<LogLevel>,
+    pub(crate) log_format: Option<LogFormat>,
     pub(crate) store: Option<PathBuf>,
     pub(crate) http: Option<Listen>,
 }
@@ -117,9 +117,8 @@ pub(crate) fn resolve(
     if let Some(listen) = overrides.http {
         config.http.listen = listen;
     }
-    if let Some(log) = overrides.log {
-        config.log = log;
-    }
+    config.log.level = overrides.log.unwrap_or(config.log.level);
+    config.log.format = overrides.log_format.unwrap_or(config.log.format);
     for emitter in &mut config.emitters.0 {
         if emitter.kind == EmitterType::Stdout && overrides.format.is_some() {
             emitter.format = overrides.format;
@@ -149,7 +148,8 @@ fn apply_environment(
     // A path may hold any bytes.
     let store = environment("VAHTI_STORE").filter(|_| !loaded.sets("store.path"));
     let node_name = value("VAHTI_NODE_NAME", "node_name")?;
-    let log = value("VAHTI_LOG", "log")?;
+    let log = value("VAHTI_LOG", "log.level")?;
+    let log_format = value("VAHTI_LOG_FORMAT", "log.format")?;
     let emit = value("VAHTI_EMIT", "emitters")?;
     let observers = value("VAHTI_OBSERVERS", "observers")?;
     let listen = value("VAHTI_HTTP", "http.listen")?;
@@ -164,8 +164,12 @@ fn apply_environment(
         loaded.config.node_name = Some(name);
     }
     if let Some(level) = log {
-        loaded.config.log =
+        loaded.config.log.level =
             level.parse().map_err(|bound: String| refused("VAHTI_LOG", &level, &bound))?;
+    }
+    if let Some(format) = log_format {
+        loaded.config.log.format =
+            format.parse().map_err(|bound: String| refused("VAHTI_LOG_FORMAT", &format, &bound))?;
     }
     if let Some(listen) = listen {
         loaded.config.http.listen =
@@ -180,16 +184,6 @@ fn apply_environment(
         enable(&mut loaded.config, &observers);
     }
     Ok(())
-}
-
-impl FromStr for LogLevel {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let text: StrDeserializer<'_, ValueError> = text.into_deserializer();
-        LogLevel::deserialize(text)
-            .map_err(|_| one_of(&["off", "error", "warn", "info", "debug", "trace"]))
-    }
 }
 
 fn list<T: FromStr<Err = String>>(variable: &str, text: &str) -> Result<Vec<T>, InvalidConfig> {
@@ -208,7 +202,8 @@ fn text(variable: &str, value: OsString) -> Result<String, InvalidConfig> {
 }
 
 fn refused(variable: &str, value: &str, bound: &str) -> InvalidConfig {
-    let value = escape_text(value);
+    // A URL with a password, in what was to be one.
+    let value = if value.contains('@') { "(hidden)".into() } else { escape_text(value) };
     let bound = bound.strip_prefix("must be ").unwrap_or(bound);
     wrong_environment(format!("{variable} is \"{value}\", but must be {bound}"))
 }

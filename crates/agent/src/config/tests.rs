@@ -118,7 +118,7 @@ emitters:
     let expected = "\
 f:1:12: node_name is \"a b\", but must be 1 to 253 letters, digits, dots, hyphens and underscores
 f:2:1: loog is not a known key; did you mean log?
-f:3:6: log is \"warning\", but must be off, error, warn, info, debug or trace; did you mean warn?
+f:3:6: log.level is \"warning\", but must be off, error, warn, info, debug or trace; did you mean warn?
 f:6:14: observers.network.enabled is \"yes\", but must be true or false
 f:7:5: observers.network.smapling is not a known key; did you mean sampling?
 f:9:21: observers.network.sampling.default_rate is NaN, but must be a number from 0.0 to 1.0
@@ -214,6 +214,40 @@ fn a_name_that_looks_like_a_number_is_a_name() {
 }
 
 #[test]
+fn a_level_alone_is_short_for_the_log_with_that_level() {
+    let json = LogFormat::Json;
+    for (yaml, level, format) in [
+        ("log: debug", LogLevel::Debug, LogFormat::Text),
+        ("log: off", LogLevel::Off, LogFormat::Text),
+        ("log: {level: warn, format: json}", LogLevel::Warn, json),
+        ("log:\n  format: json\n", LogLevel::Info, json),
+        ("log:", LogLevel::Info, LogFormat::Text),
+    ] {
+        assert_eq!(config(yaml).log, LogSettings { level, format }, "{yaml}");
+    }
+    for log in [
+        serde_json::json!("debug"),
+        serde_json::json!({"level": "off", "format": "json"}),
+        serde_json::json!({}),
+    ] {
+        assert!(schema_takes(&serde_json::json!({ "log": log })), "{log}");
+    }
+    for (yaml, told) in [
+        ("log: 5", "f:1:6: log.level is \"5\", but must be off, error,"),
+        ("log: [info]", "f:1:6: log is a list, but must be a map of keys"),
+        ("log: {level: info, json: true}", "f:1:20: log.json is not a known key; known here are"),
+        ("log: {format: jsno}", "log.format is \"jsno\", but must be text or json; did you mean"),
+    ] {
+        let problems = problems(yaml);
+        assert!(problems.len() == 1 && problems[0].contains(told), "{problems:?}");
+    }
+    for wrong in [serde_json::json!("loud"), serde_json::json!({"level": 5}), serde_json::json!(1)]
+    {
+        assert!(!schema_takes(&serde_json::json!({ "log": wrong })), "{wrong}");
+    }
+}
+
+#[test]
 fn files_that_cannot_be_read_are_told_with_advice() {
     let folder = tempfile::tempdir().unwrap();
     let told = |name: &str| from_file(&folder.path().join(name)).unwrap_err().to_string();
@@ -243,12 +277,14 @@ fn the_command_line_goes_before_the_file_before_the_environment() {
     let environment = [
         ("VAHTI_CONFIG", file.to_str().unwrap()),
         ("VAHTI_LOG", "trace"),
+        ("VAHTI_LOG_FORMAT", "json"),
         ("VAHTI_NODE_NAME", "node-7"),
         ("VAHTI_EMIT", "stdout"),
         ("VAHTI_OBSERVERS", "container"),
     ];
     let config = resolved(Overrides::default(), &environment).unwrap();
-    assert_eq!(config.log, LogLevel::Warn, "file before environment");
+    assert_eq!(config.log.level, LogLevel::Warn, "file before environment");
+    assert_eq!(config.log.format, LogFormat::Json, "the file does not say");
     assert_eq!(config.emitters.0[0].kind, EmitterType::None);
     assert_eq!(config.node_name.as_deref(), Some("node-7"), "environment before default");
     assert!(!config.observers.network.enabled && config.observers.container.enabled);
@@ -257,6 +293,7 @@ fn the_command_line_goes_before_the_file_before_the_environment() {
         emit: Some(vec![Emit::Stdout, Emit::File("/a".into()), Emit::File("/b".into())]),
         observers: Some(vec!["network".parse().unwrap()]),
         log: Some(LogLevel::Off),
+        log_format: Some(LogFormat::Text),
         format: Some(Format::Json),
         ..Overrides::default()
     };
@@ -264,7 +301,7 @@ fn the_command_line_goes_before_the_file_before_the_environment() {
     let names: Vec<&str> = config.emitters.0.iter().map(EmitterConfig::name).collect();
     assert_eq!(names, ["stdout", "file", "file-2"]);
     assert_eq!(config.emitters.0[0].format, Some(Format::Json));
-    assert_eq!(config.log, LogLevel::Off);
+    assert_eq!(config.log, LogSettings { level: LogLevel::Off, format: LogFormat::Text });
     assert!(config.observers.network.enabled && !config.observers.container.enabled);
 }
 
@@ -282,6 +319,7 @@ fn wrong_variables_are_told_with_what_they_may_be() {
             "loud",
             "VAHTI_LOG is \"loud\", but must be off, error, warn, info, debug or trace",
         ),
+        ("VAHTI_LOG_FORMAT", "JSON", "VAHTI_LOG_FORMAT is \"JSON\", but must be text or json"),
         (
             "VAHTI_EMIT",
             "stdout,syslog",
@@ -304,7 +342,9 @@ fn wrong_variables_are_told_with_what_they_may_be() {
 #[test]
 fn a_variable_that_is_not_utf_8_is_refused_by_name_unless_the_file_sets_its_field() {
     use std::os::unix::ffi::OsStringExt;
-    for variable in ["VAHTI_NODE_NAME", "VAHTI_LOG", "VAHTI_EMIT", "VAHTI_OBSERVERS"] {
+    for variable in
+        ["VAHTI_NODE_NAME", "VAHTI_LOG", "VAHTI_LOG_FORMAT", "VAHTI_EMIT", "VAHTI_OBSERVERS"]
+    {
         let lookup =
             |name: &str| (name == variable).then(|| OsString::from_vec(b"n\xf6de\n".to_vec()));
         let told = resolve(Overrides::default(), lookup).unwrap_err().to_string();

@@ -236,6 +236,19 @@ impl Node {
         }
     }
 
+    /// Has a single value of this key stand for a map with that value below
+    /// another key.
+    pub(crate) fn lengthen(&mut self, key: &str, below: &str) {
+        let Value::Map(members) = &mut self.value else { return };
+        for (_, node) in members.iter_mut().filter(|(member, _)| member.name == key) {
+            if matches!(node.value, Value::Null | Value::Removed | Value::List(_) | Value::Map(_)) {
+                continue;
+            }
+            let key = Key { at: node.at, name: below.to_owned() };
+            node.value = Value::Map(vec![(key, node.clone())]);
+        }
+    }
+
     /// Takes a value that was told to be wrong out of the tree; its place in a
     /// list stays. Whether there was anything to take.
     pub(crate) fn remove(&mut self, steps: &[Step]) -> bool {

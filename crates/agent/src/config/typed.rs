@@ -26,6 +26,11 @@ pub(crate) struct Mistake {
     lacks: Option<&'static str>,
 }
 
+/// Below these keys stands what nobody else is to know.
+const MAY_BE_SECRET: [&str; 2] = ["headers", "tls"];
+
+const MUST_BE: &str = ", but must be ";
+
 impl Mistake {
     fn new(text: String) -> Self {
         Mistake { at: None, path: Vec::new(), text, value: None, lacks: None }
@@ -48,8 +53,29 @@ impl Mistake {
     }
 
     fn inside(mut self, step: Step) -> Self {
+        if let Step::Key(key) = &step
+            && MAY_BE_SECRET.contains(&&**key)
+        {
+            self.conceal();
+        }
         self.path.insert(0, step);
         self
+    }
+
+    /// Leaves out the value: what is a secret may stand in a wrong place.
+    fn conceal(&mut self) {
+        self.value = None;
+        self.text = match self.text.find(MUST_BE) {
+            Some(at) => format!(" is (hidden){}", self.text.get(at..).unwrap_or_default()),
+            None => " is (hidden), but must be a text, {file: PATH} or {env: NAME}".to_owned(),
+        };
+        for step in &mut self.path {
+            if let Step::Key(key) = step
+                && !key.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+            {
+                *key = "(hidden)".to_owned();
+            }
+        }
     }
 
     /// As people see it.
@@ -95,7 +121,7 @@ impl de::Error for Mistake {
             .map(|word| format!("; did you mean {word}?"))
             .unwrap_or_default();
         let may = one_of(expected);
-        Mistake::new(format!(" is \"{shown}\", but must be {may}{meant}"))
+        Mistake::new(format!(" is \"{shown}\"{MUST_BE}{may}{meant}"))
     }
 
     fn missing_field(field: &'static str) -> Self {
@@ -133,7 +159,7 @@ impl Node {
     }
 
     fn must_be(&self, what: &str) -> Mistake {
-        Mistake::new(format!(" is {}, but must be {what}", self.shown())).at(self.at)
+        Mistake::new(format!(" is {}{MUST_BE}{what}", self.shown())).at(self.at)
     }
 
     fn must_be_number(&self, what: &str) -> Mistake {

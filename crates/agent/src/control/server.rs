@@ -215,7 +215,10 @@ fn begin_answer(line: &[u8], peer: Peer, answer: &Answer) -> Stage {
     let (mut document, held) = match answered {
         Ok(Some(Reply::Document(document))) => (document, None),
         Ok(Some(Reply::Held(document, held))) => (document, Some(held)),
-        Ok(None) => (br#"{"error":"unknown request; known are: ledger, prove"}"#.to_vec(), None),
+        Ok(None) => (
+            br#"{"error":"unknown request; known are: ledger, health, log, prove"}"#.to_vec(),
+            None,
+        ),
         Err(_) => (br#"{"error":"a bug in vahti: its log tells"}"#.to_vec(), None),
     };
     document.push(b'\n');

@@ -16,6 +16,7 @@ use vahti_runtime::observer::ObserverRuntime;
 use self::process::Process;
 pub(crate) use self::table::TABLE;
 use super::exposition::{Exposition, Format, Kind};
+use crate::log;
 use crate::run::Running;
 
 type Labels = Vec<(String, String)>;
@@ -36,6 +37,7 @@ impl Metrics {
     fn of(running: Option<&Running>) -> Self {
         let mut metrics = Metrics::default();
         metrics.add("vahti_build_info", &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
+        metrics.log(&log::counts());
         metrics.process(&Process::read());
         let Some(running) = running else { return metrics };
         let gap = running.gap.iter().filter(|gap| gap.was_there()).map(|gap| &gap.runtime);
@@ -145,6 +147,15 @@ impl Metrics {
             for line in emitter.lane_lines() {
                 self.samples(line.samples());
             }
+        }
+    }
+
+    fn log(&mut self, counts: &log::Counts) {
+        for (level, count) in counts.lines {
+            self.add("vahti_log_lines_total", &[("level", level)], count as f64);
+        }
+        for (reason, count) in [("rate", counts.rate), ("stderr", counts.stderr)] {
+            self.add("vahti_log_held_back_total", &[("reason", reason)], count as f64);
         }
     }
 

@@ -21,13 +21,20 @@ impl Agent {
     /// Starts one and waits until it watches; `None`, having said why, where
     /// the rights are missing.
     pub(crate) fn start(arguments: &[&str], stdout: Stdio) -> Option<Self> {
+        Self::start_by(|command| {
+            command.args(arguments).stdout(stdout);
+        })
+    }
+
+    /// The same with more that is said about how.
+    pub(crate) fn start_by(how: impl FnOnce(&mut Command)) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let ready = folder.path().join("ready");
         let manager = UnixDatagram::bind(&ready).unwrap();
         manager.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
-        let child = Command::new(BINARY)
+        let mut command = Command::new(BINARY);
+        command
             .arg("run")
-            .args(arguments)
             .arg("--socket")
             .arg(folder.path().join("s"))
             .env("VAHTI_STORE", folder.path().join("store"))
@@ -36,10 +43,10 @@ impl Agent {
             .env_remove("VAHTI_CONFIG")
             .env_remove("WATCHDOG_USEC")
             .stdin(Stdio::null())
-            .stdout(stdout)
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        how(&mut command);
+        let child = command.spawn().unwrap();
         let mut agent = Agent { child, folder, manager: None };
         let begun = Instant::now();
         loop {
@@ -51,7 +58,9 @@ impl Agent {
             }
             if let Some(status) = agent.child.try_wait().unwrap() {
                 let mut told = String::new();
-                agent.child.stderr.take().unwrap().read_to_string(&mut told).unwrap();
+                if let Some(mut stderr) = agent.child.stderr.take() {
+                    stderr.read_to_string(&mut told).unwrap();
+                }
                 assert_eq!(status.code(), Some(77), "{told}");
                 not_run(format_args!("{told}"));
                 return None;

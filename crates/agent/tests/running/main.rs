@@ -8,4 +8,6 @@ mod agent;
 mod doctor;
 mod ends;
 mod keeps;
+mod log;
+mod secrets;
 mod turns;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -75,7 +76,7 @@ pub enum HeaderSource {
         /// The file; blanks and line breaks at its end do not count.
         file: PathBuf,
         /// What stands before it, such as `"Bearer "`.
-        #[serde(default, skip_serializing_if = "String::is_empty")]
+        #[serde(default, skip_serializing_if = "String::is_empty", serialize_with = "hidden")]
         prefix: String,
     },
     /// From an environment variable.
@@ -83,9 +84,14 @@ pub enum HeaderSource {
         /// Its name.
         env: String,
         /// What stands before it, such as `"Bearer "`.
-        #[serde(default, skip_serializing_if = "String::is_empty")]
+        #[serde(default, skip_serializing_if = "String::is_empty", serialize_with = "hidden")]
         prefix: String,
     },
+}
+
+/// What was to stand before a secret may be all of it.
+fn hidden<S: serde::Serializer>(_: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str("(hidden)")
 }
 
 impl<'de> Deserialize<'de> for HeaderSource {
@@ -152,7 +158,7 @@ impl fmt::Debug for Secret {
 
 impl Serialize for Secret {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str("(hidden)")
+        hidden(&self.0, serializer)
     }
 }
 
@@ -301,7 +307,7 @@ impl Filling<'_> {
             Ok(uri) => Some(uri),
             Err(bound) => {
                 if !self.wrong.iter().any(|field| field.path == name) {
-                    self.complain(&name, remote::shown(&text), &bound);
+                    self.complain(&name, &remote::shown(&text), &bound);
                 }
                 None
             }
@@ -341,18 +347,34 @@ impl Filling<'_> {
             headers.insert(key.to_ascii_lowercase(), source.clone());
         }
         for (key, source) in &headers {
-            let path = format!("headers.{key}");
-            let name = HeaderName::from_bytes(key.as_bytes());
-            if name.as_ref().map_or(true, |name| RESERVED.contains(&name.as_str())) {
-                self.complain(&path, key, "the name of a header that the protocol leaves free");
-            }
-            if let HeaderSource::Value(Secret(value)) = source
-                && HeaderValue::from_str(value).is_err()
-            {
-                self.complain(&path, "(hidden)", "visible characters");
-            }
+            self.header(key, source);
         }
         headers
+    }
+
+    /// What is no name, no file and no variable may be the secret itself, in
+    /// the wrong place.
+    fn header(&mut self, key: &str, source: &HeaderSource) {
+        let name = HeaderName::from_bytes(key.as_bytes());
+        let key = if name.is_ok() { key } else { "(hidden)" };
+        let path = format!("headers.{key}");
+        if name.as_ref().map_or(true, |name| RESERVED.contains(&name.as_str())) {
+            self.complain(&path, key, "the name of a header that the protocol leaves free");
+        }
+        match source {
+            HeaderSource::Value(Secret(value)) if HeaderValue::from_str(value).is_err() => {
+                self.complain(&path, "(hidden)", "visible characters");
+            }
+            HeaderSource::File { file, .. } if !file.as_os_str().as_bytes().contains(&b'/') => {
+                let bound = "the path of a file, such as /run/secrets/key or ./key";
+                self.complain(&format!("{path}.file"), "(hidden)", bound);
+            }
+            HeaderSource::Env { env, .. } if !is_variable(env) => {
+                let bound = "the name of an environment variable: letters, digits, underscores";
+                self.complain(&format!("{path}.env"), "(hidden)", bound);
+            }
+            _ => {}
+        }
     }
 
     fn tls(&mut self, set: &TlsConfig) -> TlsConfig {
@@ -365,7 +387,7 @@ impl Filling<'_> {
             cert: file(&set.cert, "CLIENT_CERTIFICATE"),
             key: file(&set.key, "CLIENT_KEY"),
         };
-        self.wrong.extend(tls.lacks());
+        self.wrong.extend(tls.wrong());
         tls
     }
 
@@ -401,6 +423,10 @@ impl Filling<'_> {
             }
         }
     }
+}
+
+fn is_variable(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
 /// What requests have already.

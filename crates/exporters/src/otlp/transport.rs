@@ -48,6 +48,16 @@ impl Failure {
         }
     }
 
+    /// The same, for other words.
+    fn map(self, f: impl FnOnce(String) -> String) -> Self {
+        match self {
+            Failure::Later { reason, after } => Failure::Later { reason: f(reason), after },
+            Failure::Unimplemented(reason) => Failure::Unimplemented(f(reason)),
+            Failure::TooLarge(reason) => Failure::TooLarge(f(reason)),
+            Failure::Never(reason) => Failure::Never(f(reason)),
+        }
+    }
+
     fn later(reason: impl Into<String>) -> Self {
         Failure::Later { reason: reason.into(), after: None }
     }
@@ -81,7 +91,12 @@ enum Client {
 
 impl Transport {
     pub(super) fn new(settled: Settled) -> Self {
-        let headers = Headers::new(settled.headers.clone());
+        let uris = [Some(&settled.logs), settled.traces.as_ref()].into_iter().flatten();
+        let paths = uris.map(|uri| match uri.path() {
+            path if path.ends_with("/v1/logs") => path.trim_end_matches("/v1/logs").to_owned(),
+            path => path.trim_end_matches("/v1/traces").to_owned(),
+        });
+        let headers = Headers::new(settled.headers.clone(), paths.collect());
         Transport { settled, headers, open: None }
     }
 
@@ -102,6 +117,12 @@ impl Transport {
         let result = tokio::time::timeout(timeout, sent).await.unwrap_or_else(|_| {
             Err(Failure::later(format!("no answer within {} ms", timeout.as_millis())))
         });
+        let result = match result {
+            Ok(Taken { rejected, message }) => {
+                Ok(Taken { rejected, message: self.headers.hide(&message) })
+            }
+            Err(failure) => Err(failure.map(|reason| self.headers.hide(&reason))),
+        };
         if let Err(Failure::Later { .. }) = &result {
             // The connection may be dead without anybody knowing it, and the
             // certificates may have been renewed.

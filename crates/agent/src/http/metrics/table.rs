@@ -162,6 +162,18 @@ pub(crate) const TABLE: &[Row] = &[
         &["observer", "program"],
         "How often an eBPF program ran, while sysctl kernel.bpf_stats_enabled is 1.",
     ),
+    row(
+        "vahti_log_lines_total",
+        Counter,
+        &["level"],
+        "Lines that the agent has written to its own log, by level.",
+    ),
+    row(
+        "vahti_log_held_back_total",
+        Counter,
+        &["reason"],
+        "Lines that it has not: rate, as they came too often; stderr, as nobody took them at once.",
+    ),
     row("process_cpu_seconds_total", Counter, &[], "CPU time of the agent, user and system."),
     row("process_resident_memory_bytes", Gauge, &[], "Resident memory of the agent."),
     row("process_start_time_seconds", Gauge, &[], "When the agent was started, since 1970."),

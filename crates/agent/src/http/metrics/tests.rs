@@ -5,13 +5,16 @@ use std::path::PathBuf;
 use super::table::Row;
 use super::*;
 
+mod labels;
+mod storm;
+
 const SECTION: &str = "## All metrics\n";
 
 fn file(path: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join(path)
 }
 
-/// The section of docs/metrics.md that is made from the table.
+/// The sections of docs/metrics.md that are made from the table.
 fn reference() -> String {
     let mut out = format!("{SECTION}\n| metric | kind | labels | meaning |\n|---|---|---|---|\n");
     for Row { family, labels } in TABLE {
@@ -20,7 +23,7 @@ fn reference() -> String {
         let row = [format!("`{}`", family.name), kind, labels.join(", "), family.help.to_owned()];
         out.push_str(&format!("| {} |\n", row.join(" | ")));
     }
-    out
+    out + "\n" + &labels::section()
 }
 
 #[test]
@@ -49,6 +52,13 @@ fn names_say_their_kind_and_none_comes_twice() {
         assert_eq!(family.kind == Kind::Info, name.ends_with("_info"), "{name}");
         assert!(family.help.ends_with('.') && !labels.contains(&"le"), "{name}");
     }
+}
+
+#[test]
+fn the_values_of_every_label_are_known() {
+    let known: BTreeSet<_> = labels::all().into_keys().collect();
+    let used: BTreeSet<_> = TABLE.iter().flat_map(|row| row.labels.iter().copied()).collect();
+    assert_eq!(used, known, "tests/labels.rs says which values each label may have");
 }
 
 #[test]

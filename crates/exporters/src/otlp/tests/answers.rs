@@ -30,7 +30,7 @@ use vahti_runtime::ids::{EventId, SpanId, TraceId};
 use vahti_runtime::units::{ByteSize, HumanDuration};
 
 use crate::otlp::OtlpEmitter;
-use crate::otlp::config::{Compression, HeaderSource, OtlpConfig, Protocol};
+use crate::otlp::config::{Compression, HeaderSource, OtlpConfig, Protocol, Secret};
 use crate::otlp::transport::{Failure, Signal, http};
 
 type Script<T, A> = Arc<Mutex<dyn FnMut(T) -> Result<A, Status> + Send>>;
@@ -466,6 +466,22 @@ fn requests_stay_below_their_size() {
     assert_eq!(Sending::with(&config).send(&batch(0, 1_000)), EmitOutcome::Delivered);
     let sizes: Vec<usize> = sent.try_iter().collect();
     assert!(sizes.len() > 1 && sizes.iter().all(|size| *size <= 64 << 10), "{sizes:?}");
+}
+
+#[test]
+fn a_receiver_that_repeats_what_it_was_sent_is_told_of_without_it() {
+    let token = "geheim-0123456789";
+    let far = format!("{}{token}", "x".repeat(200 - 8));
+    for said in [format!("who is Bearer {token}?"), far] {
+        let text = "content-type: text/plain\r\n";
+        let (url, _told) = answering(vec![answer("401 Unauthorized", text, said.as_bytes())]);
+        let source = HeaderSource::Value(Secret(format!("Bearer {token}")));
+        let headers = [("authorization".to_owned(), source)].into();
+        let config = OtlpConfig { headers, ..to(&url, Protocol::Http) };
+        let outcome = Sending::with(&config).send(&batch(0, 1));
+        let why = word(&outcome).1;
+        assert!(why.contains("(hidden)") && !why.contains("gehe"), "{why}");
+    }
 }
 
 #[test]

@@ -100,6 +100,14 @@ fn what_is_wrong_is_told_with_its_name_and_never_with_a_secret() {
         headers: [(key.to_owned(), HeaderSource::Value(Secret(value.to_owned())))].into(),
         ..OtlpConfig::default()
     };
+    let from =
+        |source| OtlpConfig { headers: [("a".to_owned(), source)].into(), ..OtlpConfig::default() };
+    let tls = TlsConfig {
+        cert: Some("/c".into()),
+        key: Some("-----BEGIN PRIVATE KEY-----\ngeheim\n".into()),
+        ..TlsConfig::default()
+    };
+    let key = OtlpConfig { tls, ..OtlpConfig::default() };
     let half = TlsConfig { cert: Some("/c".into()), ..TlsConfig::default() };
     for (config, environment, told) in [
         (OtlpConfig::to("localhost:4317"), vec![], "endpoint is localhost:4317, but must be a URL"),
@@ -108,7 +116,24 @@ fn what_is_wrong_is_told_with_its_name_and_never_with_a_secret() {
         (OtlpConfig::to("http://a/b"), vec![], "without a path for protocol grpc"),
         (OtlpConfig::to("http://me:geheim@a"), vec![], "endpoint is (hidden), but must be"),
         (header("content-type", "x"), vec![], "headers.content-type is content-type"),
-        (header("a b", "x"), vec![], "the name of a header"),
+        (
+            header("Bearer geheim", "x"),
+            vec![],
+            "headers.(hidden) is (hidden), but must be the name",
+        ),
+        (OtlpConfig::to("http://a?key=geheim"), vec![], "a URL without a query"),
+        (OtlpConfig::to("https://a/geheim"), vec![], "endpoint is https://a/(hidden), but"),
+        (
+            from(HeaderSource::File { file: "geheim".into(), prefix: String::new() }),
+            vec![],
+            ".file",
+        ),
+        (
+            from(HeaderSource::Env { env: "my geheim".into(), prefix: String::new() }),
+            vec![],
+            ".env",
+        ),
+        (key, vec![], "tls.key is (hidden), but must be the path of a file"),
         (header("a", "geheim\n"), vec![], "headers.a is (hidden), but must be visible"),
         (OtlpConfig { tls: half, ..OtlpConfig::default() }, vec![], "together with tls.key"),
         (OtlpConfig::default(), vec![("OTEL_EXPORTER_OTLP_PROTOCOL", "http/json")], "_PROTOCOL is"),
@@ -128,7 +153,8 @@ fn what_is_wrong_is_told_with_its_name_and_never_with_a_secret() {
 fn a_secret_is_shown_nowhere() {
     let config: OtlpConfig = serde_json::from_value(serde_json::json!({
         "endpoint": "http://a:1",
-        "headers": {"a": "geheim", "b": {"file": "/token", "prefix": "Bearer "}, "c": {"env": "C"}}
+        "headers": {"a": "geheim", "b": {"file": "/token", "prefix": "Bearer geheim"},
+                    "c": {"env": "C", "prefix": "geheim"}}
     }))
     .unwrap();
     let shown = format!("{config:?} {}", serde_json::to_string(&config).unwrap());

@@ -169,6 +169,31 @@ fn files_that_hold_no_certificate_are_named() {
 }
 
 #[test]
+fn a_key_that_cannot_be_read_is_named_and_not_shown() {
+    let authority = Authority::new();
+    let key = authority.file("broken");
+    let of = |key: &Path| TlsConfig {
+        ca: Some(authority.file("ca")),
+        cert: Some(authority.file("ca")),
+        key: Some(key.to_owned()),
+    };
+    for content in [
+        "geheim",
+        "-----BEGIN PRIVATE KEY----- geheim -----END PRIVATE KEY-----",
+        "-----BEGIN PRIVATE KEY geheim\n",
+        "-----BEGIN PRIVATE KEY-----\ngeheim",
+        "-----BEGIN PRIVATE KEY-----\ng?h!eim\n-----END PRIVATE KEY-----\n",
+        "-----BEGIN PRIVATE KEY-----\ngeheim==\n-----END PRIVATE KEY-----\n",
+    ] {
+        std::fs::write(&key, content).unwrap();
+        let told = why(send(&to(1, of(&key))));
+        let bytes = format!("{:?}", "geheim".as_bytes());
+        assert!(told.contains("broken"), "{told}");
+        assert!(!told.contains("geh") && !told.contains(bytes.trim_matches(['[', ']'])), "{told}");
+    }
+}
+
+#[test]
 fn certificates_that_were_renewed_are_read_again() {
     let (old, new) = (Authority::new(), Authority::new());
     let port = serve(new.signs("localhost"), None);

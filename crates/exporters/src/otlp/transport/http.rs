@@ -20,6 +20,7 @@ use prost::bytes::Bytes;
 use super::grpc::decode;
 use super::{Failure, Signal, Taken, on_the_way, said};
 use crate::otlp::config::Settled;
+use crate::remote::shown;
 use crate::tls::Trust;
 
 /// How much of an answer is read; those that there are take some hundred bytes.
@@ -156,7 +157,8 @@ fn means(signal: Signal, status: StatusCode, headers: &HeaderMap, body: Bytes) -
     }
     if status.is_redirection() {
         let to = headers.get("location").and_then(|to| to.to_str().ok()).unwrap_or("elsewhere");
-        reason = format!("{reason}: it sends us to {}; set endpoint to what is right", said(to));
+        reason =
+            format!("{reason}: it sends us to {}; set endpoint to what is right", said(&shown(to)));
     }
     match status.as_u16() {
         413 => Failure::TooLarge(reason),
