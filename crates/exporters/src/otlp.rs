@@ -177,6 +177,7 @@ impl From<Failure> for EmitOutcome {
             Failure::Later { reason, after } => {
                 EmitOutcome::Retryable { reason, retry_after: after }
             }
+            Failure::Lost(reason) => EmitOutcome::Retryable { reason, retry_after: None },
             Failure::TooLarge(reason) => EmitOutcome::TooLarge { reason },
             Failure::Unimplemented(reason) | Failure::Never(reason) => {
                 EmitOutcome::Rejected { reason }

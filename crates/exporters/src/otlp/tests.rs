@@ -1,4 +1,5 @@
 mod answers;
+mod connections;
 mod decoders;
 mod mapping;
 mod settings;
