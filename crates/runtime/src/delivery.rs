@@ -27,6 +27,7 @@ use crate::event::{AGENT_GAP, Event};
 use crate::lane::Lane;
 use crate::latency::{Batch, Histogram};
 use crate::ledger::LaneLine;
+use crate::metrics::Sample;
 use crate::panic::{Panicked, contain};
 use crate::pool::EventPool;
 use crate::queue::QueueConfig;
@@ -289,6 +290,12 @@ impl EmitterHandle {
     #[must_use]
     pub fn latencies(&self) -> &Latencies {
         &self.shared.latencies
+    }
+
+    /// What it counts of its own.
+    #[must_use]
+    pub fn samples(&self) -> Vec<Sample> {
+        self.shared.parts.meter.as_ref().map_or_else(Vec::new, |meter| meter())
     }
 
     /// Whether it is served from a log, rather than from lanes.

@@ -3,4 +3,5 @@ mod connections;
 mod decoders;
 mod mapping;
 mod settings;
+mod spans;
 mod trust;
