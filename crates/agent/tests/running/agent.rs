@@ -21,11 +21,20 @@ impl Agent {
     /// Starts one and waits until it watches; `None`, having said why, where
     /// the rights are missing.
     pub(crate) fn start(arguments: &[&str], stdout: Stdio) -> Option<Self> {
+        Agent::start_as(Command::new(BINARY), arguments, stdout)
+    }
+
+    /// The same of a program that becomes it.
+    pub(crate) fn start_as(
+        mut program: Command,
+        arguments: &[&str],
+        stdout: Stdio,
+    ) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let ready = folder.path().join("ready");
         let manager = UnixDatagram::bind(&ready).unwrap();
         manager.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
-        let child = Command::new(BINARY)
+        let child = program
             .arg("run")
             .args(arguments)
             .arg("--socket")
