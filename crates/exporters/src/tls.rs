@@ -124,7 +124,7 @@ impl Trust {
     pub(crate) fn connector(&self, http2: bool, timeout: Duration) -> Connector {
         let builder = HttpsConnectorBuilder::new().with_tls_config(self.config.clone());
         let builder = builder.https_or_http();
-        let patience = timeout * 9 / 10;
+        let patience = timeout * 3 / 4;
         let mut tcp = HttpConnector::new_with_resolver(Resolver::new(patience));
         // For all addresses of a name, so that each has its turn.
         tcp.set_connect_timeout(Some(patience));

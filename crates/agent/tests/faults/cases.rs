@@ -18,7 +18,7 @@ pub(crate) struct Case {
     pub(crate) name: &'static str,
     pub(crate) protocol: &'static str,
     pub(crate) fault: Fault,
-    /// What the log says.
+    /// What the log says, or may say as well on a machine that is busy.
     pub(crate) says: &'static str,
     /// Whether the emitter tries again before minutes are over.
     pub(crate) recovers: bool,
@@ -26,6 +26,13 @@ pub(crate) struct Case {
     pub(crate) tls: bool,
     /// By which name, without TLS.
     pub(crate) host: &'static str,
+}
+
+impl Case {
+    /// Whether it takes a short patience to see it several times.
+    pub(crate) fn is_silent(&self) -> bool {
+        self.says.contains("no answer within")
+    }
 }
 
 /// Faults, and whom to believe where they are spoken to over TLS.
@@ -105,7 +112,7 @@ pub(crate) fn silent() -> Cases {
     let hangs = speaks("", Then::Hangs);
     Cases::new()
         .both("refuses", &Fault::Refuses, "Connection refused")
-        .both("swallows", &Fault::Swallows, "do packets get there")
+        .both("swallows", &Fault::Swallows, "do packets get there|no answer within")
         .both("hangs", &hangs, "no answer within")
         .grpc("begins", speaks(settings(), Then::Hangs), "no answer within")
         .http("begins", speaks("HTTP/1.1 200 OK\r\n", Then::Hangs), "no answer within")
@@ -202,7 +209,7 @@ pub(crate) fn partial() -> Cases {
 
 /// Receivers that nobody finds whose resolver does not answer.
 pub(crate) fn named() -> Cases {
-    let says = "dns error: no answer from its resolver within";
+    let says = "dns error: no answer from its resolver within|no answer within";
     let mut cases = Cases::new().both("named", &speaks("", Then::Resets), says);
     for case in &mut cases.all {
         case.host = "receiver.test";

@@ -158,13 +158,14 @@ impl Storm {
                 let receiver = Receiver::with(case.fault.clone(), well);
                 let name = format!("{}-{}-{how}", case.name, case.protocol);
                 let (protocol, port) = (case.protocol, receiver.port);
+                let timeout = if case.is_silent() { "1s" } else { "10s" };
                 let place = if case.tls {
                     format!("\"https://localhost:{port}\", tls: {{ca: \"{}\"}}", ca.display())
                 } else {
                     format!("\"http://{}:{port}\"", case.host)
                 };
                 config += &format!(
-                    "- {{type: otlp, name: {name}, {settings}protocol: {protocol}, timeout: 1s, \
+                    "- {{type: otlp, name: {name}, {settings}protocol: {protocol}, timeout: {timeout}, \
                      traces: false, endpoint: {place}}}\n"
                 );
                 emitters.push(Emitter { name, served, case: Arc::clone(&case), receiver });
@@ -248,7 +249,8 @@ impl Storm {
             }
             let tries = emitter.receiver.seen.until_taken();
             // One may have been under way, before it was well.
-            assert!(tries <= 2, "{}: {tries} connections until something arrived", emitter.name);
+            let most = if emitter.case.is_silent() { 4 } else { 2 };
+            assert!(tries <= most, "{}: {tries} connections until something arrived", emitter.name);
         }
         for emitter in &self.emitters {
             // Until the agent ends, before which all is tried once more.
@@ -264,15 +266,20 @@ impl Storm {
         for emitter in &self.emitters {
             let (name, taken) = (&emitter.name, emitter.receiver.seen.taken());
             let books = Books::of(ledger, name);
-            assert_eq!(books.delivered, taken.len() as u64, "{name}: {books:?}");
             assert_eq!((books.rejected, books.in_flight), (0, 0), "{name}: {books:?}");
+            if emitter.served != Served::Once {
+                // Who was to wait for minutes is tried before the end, too.
+                assert_eq!((books.dropped, books.stored), (0, 0), "{name}: {books:?}");
+                assert_eq!(books.delivered, beside.len() as u64, "{name}: {books:?}");
+            }
+            if emitter.case.is_silent() {
+                // It waits for answers so briefly that some may be too late.
+                assert!(books.delivered <= taken.len() as u64, "{name}: {books:?}");
+                continue;
+            }
+            assert_eq!(books.delivered, taken.len() as u64, "{name}: {books:?}");
             assert!(twice(&taken).is_empty(), "{name}: some came twice");
             assert!(is_part_of(&taken, &beside), "{name}: out of order");
-            // Who was to wait for minutes is tried before the end, too.
-            if emitter.served != Served::Once {
-                assert_eq!((books.dropped, books.stored), (0, 0), "{name}: {books:?}");
-                assert_eq!(taken.len(), beside.len(), "{name}: {books:?}");
-            }
         }
     }
 
@@ -379,7 +386,10 @@ impl Log {
         let lines = self.0.lock().unwrap().clone();
         let its = lines.iter().filter(|line| line.contains(&format!("emitter={name} ")));
         let its: Vec<&String> = its.collect();
-        assert!(its.iter().any(|line| line.contains(says)), "{name}: no {says:?} in {its:#?}");
+        assert!(
+            its.iter().any(|line| says.split('|').any(|words| line.contains(words))),
+            "{name}: no {says:?} in {its:#?}"
+        );
         assert!(its.len() == 1, "{name}: {its:#?}");
     }
 }
