@@ -16,6 +16,7 @@ mod attributes;
 mod config;
 mod encode;
 mod record;
+mod spans;
 mod transport;
 
 #[cfg(test)]
@@ -25,12 +26,13 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use vahti_runtime::emitter::{Delivery, Emission, EmitOutcome, EventEmitter};
+use vahti_runtime::emitter::{Delivery, Emission, EmitOutcome, EventEmitter, Meter};
 use vahti_runtime::event::Event;
 use vahti_runtime::ids::EventId;
 
 pub use self::config::{Compression, HeaderSource, OtlpConfig, OtlpTarget, Protocol, Secret};
 use self::encode::{Encoder, Portion};
+use self::spans::SpanCounts;
 use self::transport::{Failure, Signal, Taken, Transport};
 
 /// How often the same trouble with spans is told.
@@ -45,6 +47,7 @@ pub struct OtlpEmitter {
     /// Those of the last batch whose records arrived and whose spans did not:
     /// only the spans are sent again.
     logged: HashSet<EventId>,
+    spans: Arc<SpanCounts>,
     told: Option<Instant>,
 }
 
@@ -58,9 +61,10 @@ impl OtlpEmitter {
         OtlpEmitter {
             name: name.to_owned(),
             critical: false,
-            transport: Transport::new(target.0),
+            transport: Transport::new(target.settled),
             encoder: Encoder::default(),
             logged: HashSet::new(),
+            spans: target.spans,
             told: None,
         }
     }
@@ -98,11 +102,14 @@ impl OtlpEmitter {
             Ok(()) => {}
             // The records arrived, whatever becomes of the spans.
             Err(EmitOutcome::Rejected { reason } | EmitOutcome::TooLarge { reason }) => {
+                self.spans.count(spanned.len() as u64, spanned.len() as u64);
                 self.tell(&reason);
                 return;
             }
             Err(_) => return,
         }
+        let settled = spanned.iter().filter(|i| spans.is_delivered(**i)).count();
+        self.spans.count(settled as u64, spans.unidentified);
         if let Some(why) = spans.refused.take() {
             self.tell(&why);
         }
@@ -142,6 +149,7 @@ impl OtlpEmitter {
                 }
                 Err(Failure::Unimplemented(reason)) => {
                     sent.refused = Some(format!("{reason}; set traces: false"));
+                    sent.unidentified += rest.len() as u64;
                     return Ok(());
                 }
                 Err(failure) if these.len() == which.len() => return Err(failure.into()),
@@ -175,6 +183,7 @@ impl From<Failure> for EmitOutcome {
             Failure::Later { reason, after } => {
                 EmitOutcome::Retryable { reason, retry_after: after }
             }
+            Failure::Lost(reason) => EmitOutcome::Retryable { reason, retry_after: None },
             Failure::TooLarge(reason) => EmitOutcome::TooLarge { reason },
             Failure::Unimplemented(reason) | Failure::Never(reason) => {
                 EmitOutcome::Rejected { reason }
@@ -219,12 +228,12 @@ impl Sent {
     fn refuse(&mut self, signal: Signal, these: &[usize], rejected: u64, message: String) {
         let message = if message.is_empty() { "refused".to_owned() } else { message };
         self.refused = Some(message);
+        let rejected = usize::try_from(rejected).unwrap_or(usize::MAX).min(these.len());
+        self.unidentified += rejected as u64;
         if signal == Signal::Traces {
             return;
         }
         // The number is true, the choice is not: the protocol has no other.
-        let rejected = usize::try_from(rejected).unwrap_or(usize::MAX).min(these.len());
-        self.unidentified += rejected as u64;
         for i in &these[..rejected] {
             self.deliveries[*i] = Delivery::Rejected;
         }
@@ -263,6 +272,10 @@ impl EventEmitter for OtlpEmitter {
     /// waited for, as long as the emitter may and lanes have room.
     fn min_batch(&self) -> usize {
         Self::MAX_BATCH
+    }
+
+    fn meter(&self) -> Option<Meter> {
+        self.transport.sends_traces().then(|| self.spans.meter(&self.name))
     }
 
     fn emit<'a>(&'a mut self, batch: &'a [Arc<Event>]) -> Emission<'a, EmitOutcome> {

@@ -102,6 +102,8 @@ enum Sent {
     Known(Vec<(Delivery, Option<String>)>),
     /// Not a word about them.
     Nothing(String),
+    /// Not a word about them, as the connection broke.
+    Lost(String),
 }
 
 impl PolkuEmitter {
@@ -132,19 +134,14 @@ impl PolkuEmitter {
                 deliveries.push(Delivery::Rejected);
                 continue;
             }
-            let timeout = self.target.timeout;
-            let sent = tokio::time::timeout(timeout, self.send(request, &rest[..count])).await;
-            let sent = sent.unwrap_or_else(|_| {
-                Sent::Nothing(format!("no acknowledgement within {} ms", timeout.as_millis()))
-            });
-            match sent {
+            match self.send_patiently(request, &rest[..count]).await {
                 Sent::Known(known) => {
                     for (delivery, why) in known {
                         reason = why.unwrap_or(reason);
                         deliveries.push(delivery);
                     }
                 }
-                Sent::Nothing(why) => {
+                Sent::Nothing(why) | Sent::Lost(why) => {
                     self.open = None;
                     if deliveries.is_empty() {
                         return EmitOutcome::Retryable { reason: why, retry_after: None };
@@ -158,6 +155,27 @@ impl PolkuEmitter {
             return EmitOutcome::Delivered;
         }
         EmitOutcome::Each { deliveries, reason, retry_after: None }
+    }
+
+    /// Waits for acknowledgements as long as is configured.
+    async fn send_patiently(&mut self, request: IngestBatch, events: &[Arc<Event>]) -> Sent {
+        let timeout = self.target.timeout;
+        let had_stream = self.open.is_some();
+        let sent = async {
+            let sent = self.send(request, events).await;
+            if had_stream && let Sent::Lost(why) = &sent {
+                // It was open for a while, and closed just as it was used.
+                tracing::debug!(%why, "sends again over a fresh stream");
+                let (request, _) = self.request(events);
+                return self.send(request, events).await;
+            }
+            sent
+        };
+        let sent = tokio::time::timeout(timeout, sent).await;
+        sent.unwrap_or_else(|_| {
+            let place = remote::place(&self.target.endpoint);
+            Sent::Nothing(format!("{place}: no acknowledgement within {} ms", timeout.as_millis()))
+        })
     }
 
     /// As many events as the gateway takes at once, one at least.
@@ -193,7 +211,7 @@ impl PolkuEmitter {
         };
         let mut open = match open {
             Ok(open) => open,
-            Err(why) => return Sent::Nothing(why),
+            Err(nothing) => return nothing,
         };
         let places = events.iter().enumerate().map(|(i, event)| (event.id.to_string(), i));
         let places: HashMap<String, usize> = places.collect();
@@ -203,6 +221,7 @@ impl PolkuEmitter {
                 Ok(Some(ack)) => note(&ack, &places, &mut known),
                 // What it has acknowledged so far has arrived all the same.
                 Ok(None) => return rest(known, "the gateway ended the stream".to_owned()),
+                Err(status) if known.iter().all(Option::is_none) => return self.broke(&status),
                 Err(status) => return rest(known, told(&status)),
             }
         }
@@ -211,23 +230,38 @@ impl PolkuEmitter {
     }
 
     /// Begins a stream with its first batch: a gateway may answer only then.
-    async fn connect(&self, first: IngestBatch) -> Result<Open, String> {
+    async fn connect(&self, first: IngestBatch) -> Result<Open, Sent> {
+        let mut client = self.client().map_err(Sent::Nothing)?;
+        client.ready().await.map_err(|error| {
+            Sent::Nothing(remote::on_the_way(&self.target.endpoint, &error, shown))
+        })?;
+        let (batches, outgoing) = mpsc::channel(1);
+        // There is room for one.
+        batches.send(first).await.map_err(|error| Sent::Nothing(error.to_string()))?;
+        let request = Request::new(ReceiverStream::new(outgoing));
+        let answer = client.streaming(request, STREAM, ProstCodec::default()).await;
+        let acks = answer.map_err(|status| self.broke(&status))?.into_inner();
+        Ok(Open { batches, acks })
+    }
+
+    fn client(&self) -> Result<tonic::client::Grpc<Channel>, String> {
         let is_tls = self.target.endpoint.scheme_str() == Some("https");
         let trust = Trust::load(&self.target.tls, is_tls)?;
         let endpoint = Endpoint::from(self.target.endpoint.clone())
             .user_agent(concat!("vahti/", env!("CARGO_PKG_VERSION")))
             .map_err(|error| error.to_string())?
             .tcp_nodelay(true);
-        let channel: Channel = endpoint.connect_with_connector_lazy(trust.connector(true));
-        let mut client = tonic::client::Grpc::new(channel);
-        client.ready().await.map_err(|error| causes(&error))?;
-        let (batches, outgoing) = mpsc::channel(1);
-        // There is room for one.
-        batches.send(first).await.map_err(|error| error.to_string())?;
-        let request = Request::new(ReceiverStream::new(outgoing));
-        let answer = client.streaming(request, STREAM, ProstCodec::default()).await;
-        let acks = answer.map_err(|status| told(&status))?.into_inner();
-        Ok(Open { batches, acks })
+        let connector = trust.connector(true, self.target.timeout);
+        let channel: Channel = endpoint.connect_with_connector_lazy(connector);
+        Ok(tonic::client::Grpc::new(channel))
+    }
+
+    /// What a stream that ended badly says of events that nothing is known of.
+    fn broke(&self, status: &Status) -> Sent {
+        match std::error::Error::source(status) {
+            Some(error) => Sent::Lost(remote::on_the_way(&self.target.endpoint, error, shown)),
+            None => Sent::Nothing(told(status)),
+        }
     }
 }
 
@@ -270,6 +304,11 @@ fn rest(known: Vec<Option<(Delivery, Option<String>)>>, why: String) -> Sent {
     Sent::Known(known.into_iter().map(|it| it.unwrap_or_else(|| missing.clone())).collect())
 }
 
+/// What somebody else says, as it may be shown.
+fn shown(text: &str) -> String {
+    escape_text(text).into_owned()
+}
+
 fn told(status: &Status) -> String {
     let text = match std::error::Error::source(status) {
         Some(error) => causes(error),
@@ -278,7 +317,7 @@ fn told(status: &Status) -> String {
         }
         None => format!("{:?}: {}", status.code(), status.message()),
     };
-    escape_text(&text).into_owned()
+    shown(&text)
 }
 
 impl EventEmitter for PolkuEmitter {

@@ -1,5 +1,7 @@
 //! What the tests of several emitters share.
 
+pub(crate) mod proxy;
+
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};

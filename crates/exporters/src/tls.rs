@@ -4,6 +4,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -15,6 +16,11 @@ use serde::{Deserialize, Serialize};
 use vahti_runtime::config::InvalidField;
 use vahti_runtime::config::bounds::{Bounded, Checked, describe};
 use vahti_runtime::event::escape;
+
+use crate::remote::Resolver;
+
+/// What connects, over TLS where that is asked for.
+pub(crate) type Connector = HttpsConnector<HttpConnector<Resolver>>;
 
 /// Whom to believe, and as whom.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -127,10 +133,15 @@ impl Trust {
     }
 
     /// What connects, in plain text to `http://` and never to `https://`.
-    pub(crate) fn connector(&self, http2: bool) -> HttpsConnector<HttpConnector> {
+    /// It gives up after a while, before whoever waits for it does: then it is
+    /// known at what.
+    pub(crate) fn connector(&self, http2: bool, timeout: Duration) -> Connector {
         let builder = HttpsConnectorBuilder::new().with_tls_config(self.config.clone());
         let builder = builder.https_or_http();
-        let mut tcp = HttpConnector::new();
+        let patience = timeout * 3 / 4;
+        let mut tcp = HttpConnector::new_with_resolver(Resolver::new(patience));
+        // For all addresses of a name, so that each has its turn.
+        tcp.set_connect_timeout(Some(patience));
         // Also to https://, which the layer above is for.
         tcp.enforce_http(false);
         tcp.set_nodelay(true);

@@ -11,6 +11,7 @@ mod sender;
 mod worker;
 
 use std::fmt;
+use std::future::pending;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -26,6 +27,7 @@ use crate::event::{AGENT_GAP, Event};
 use crate::lane::Lane;
 use crate::latency::{Batch, Histogram};
 use crate::ledger::LaneLine;
+use crate::metrics::Sample;
 use crate::panic::{Panicked, contain};
 use crate::pool::EventPool;
 use crate::queue::QueueConfig;
@@ -290,6 +292,12 @@ impl EmitterHandle {
         &self.shared.latencies
     }
 
+    /// What it counts of its own.
+    #[must_use]
+    pub fn samples(&self) -> Vec<Sample> {
+        self.shared.parts.meter.as_ref().map_or_else(Vec::new, |meter| meter())
+    }
+
     /// Whether it is served from a log, rather than from lanes.
     #[must_use]
     pub fn is_durable(&self) -> bool {
@@ -375,6 +383,33 @@ impl Shared {
 
     fn has_work(&self) -> bool {
         self.lock_lanes().iter().any(|lane| lane.has_work())
+    }
+
+    /// Whether it is to end, or nothing more comes: who is told to stop closes
+    /// the lanes first, and waits for what they hold.
+    fn ends(&self) -> bool {
+        let lanes = self.lock_lanes();
+        *self.ending.borrow() || (!lanes.is_empty() && lanes.iter().all(|lane| lane.is_closed()))
+    }
+
+    /// Waits until it is to end.
+    async fn comes_to_its_end(&self) {
+        let mut ending = self.ending.subscribe();
+        let lanes = self.lock_lanes().clone();
+        let closed = async {
+            for lane in &lanes {
+                lane.closed().await;
+            }
+            if !self.ends() {
+                // There are none, or more by now.
+                pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = closed => {}
+            // It lives as long as this does.
+            _ = ending.wait_for(|ending| *ending) => {}
+        }
     }
 
     fn waiting(&self) -> usize {

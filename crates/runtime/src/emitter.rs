@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::event::Event;
+use crate::metrics::Sample;
 
 /// What became of one event of a batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -65,6 +66,10 @@ pub enum EmitOutcome {
 /// `dyn EventEmitter`.
 pub type Emission<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
+/// Tells what an emitter has counted of its own, beside what the ledger has: of
+/// this one and those that were made in its place before.
+pub type Meter = Arc<dyn Fn() -> Vec<Sample> + Send + Sync>;
+
 /// The largest batch of an emitter that does not say otherwise, in events.
 pub const MAX_BATCH: usize = 512;
 
@@ -100,6 +105,11 @@ pub trait EventEmitter: Send {
     /// the middle of what the first one still writes.
     fn waits_for_reader(&self) -> bool {
         false
+    }
+
+    /// What it counts of its own, for metrics. Asked for once, at the start.
+    fn meter(&self) -> Option<Meter> {
+        None
     }
 
     /// Delivers a batch.

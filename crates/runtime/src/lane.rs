@@ -36,6 +36,8 @@ pub(crate) struct Lane {
     inner: Mutex<Inner>,
     /// Told when the lane is closed and nothing of it is left.
     settled: Notify,
+    /// Told when the lane is closed.
+    closed: Notify,
     /// Where the memory of delivered events goes.
     pub(crate) pool: StdArc<EventPool>,
 }
@@ -97,6 +99,7 @@ impl Lane {
                 epoch: 0,
             }),
             settled: Notify::new(),
+            closed: Notify::new(),
             pool,
         }
     }
@@ -200,8 +203,24 @@ impl Lane {
         inner.state = State::Closed;
         let settled = inner.is_settled();
         drop(inner);
+        self.closed.notify_waiters();
         if settled {
             self.settled.notify_waiters();
+        }
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        lock(&self.inner).state == State::Closed
+    }
+
+    /// Waits until it is closed.
+    pub(crate) async fn closed(&self) {
+        loop {
+            let notified = self.closed.notified();
+            if self.is_closed() {
+                return;
+            }
+            notified.await;
         }
     }
 
@@ -235,6 +254,7 @@ impl Lane {
         }
         inner.give_up_in_flight(DropReason::Unacknowledged);
         drop(inner);
+        self.closed.notify_waiters();
         self.settled.notify_waiters();
     }
 

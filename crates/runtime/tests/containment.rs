@@ -276,6 +276,15 @@ async fn a_critical_emitter_gives_up_after_its_retries() {
 }
 
 #[tokio::test]
+async fn a_critical_emitter_that_was_asked_for_patience_has_none_before_the_end() {
+    let stage = stage(true, &[Mood::Patience], None);
+    stage.run(300).await;
+    let line = stage.line();
+    assert_eq!(line.delivered.occurrences, 300, "{line:#?}");
+    assert_eq!(line.delivered.occurrences, stage.arrived.load(Ordering::SeqCst));
+}
+
+#[tokio::test]
 async fn what_is_rejected_is_counted_and_not_tried_again() {
     let stage = stage(true, &[Mood::Reject, Mood::Unidentified], None);
     stage.run(300).await;

@@ -125,6 +125,7 @@ impl Metrics {
         self.add("vahti_emitter_stuck", &[name], f64::from(emitter.is_stuck()));
         self.add("vahti_emitter_panics_total", &[name], emitter.panics() as f64);
         self.add("vahti_emitter_taken_over_total", &[name], emitter.taken_over() as f64);
+        self.samples(emitter.samples());
         let latencies = emitter.latencies();
         let all = self.histograms.entry("vahti_event_latency_seconds").or_default();
         for (stage, histogram) in

@@ -28,12 +28,16 @@ impl Agent {
 
     /// The same with more that is said about how.
     pub(crate) fn start_by(how: impl FnOnce(&mut Command)) -> Option<Self> {
+        Self::start_as(Command::new(BINARY), how)
+    }
+
+    /// The same of a program that becomes it.
+    pub(crate) fn start_as(mut program: Command, how: impl FnOnce(&mut Command)) -> Option<Self> {
         let folder = tempfile::tempdir().unwrap();
         let ready = folder.path().join("ready");
         let manager = UnixDatagram::bind(&ready).unwrap();
         manager.set_read_timeout(Some(Duration::from_millis(20))).unwrap();
-        let mut command = Command::new(BINARY);
-        command
+        program
             .arg("run")
             .arg("--socket")
             .arg(folder.path().join("s"))
@@ -45,8 +49,8 @@ impl Agent {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
-        how(&mut command);
-        let child = command.spawn().unwrap();
+        how(&mut program);
+        let child = program.spawn().unwrap();
         let mut agent = Agent { child, folder, manager: None };
         let begun = Instant::now();
         loop {

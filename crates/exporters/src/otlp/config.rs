@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::Uri;
@@ -15,6 +16,7 @@ use vahti_runtime::config::{InvalidConfig, InvalidField};
 use vahti_runtime::event::escape_text;
 use vahti_runtime::units::{ByteSize, HumanDuration};
 
+use super::spans::SpanCounts;
 use crate::remote;
 use crate::tls::TlsConfig;
 
@@ -164,7 +166,11 @@ impl Serialize for Secret {
 
 /// Where and how to send, all of it settled and good.
 #[derive(Debug, Clone)]
-pub struct OtlpTarget(pub(super) Settled);
+pub struct OtlpTarget {
+    pub(super) settled: Settled,
+    /// Those of all emitters that are made with it.
+    pub(super) spans: Arc<SpanCounts>,
+}
 
 /// Everything that is needed to send.
 #[derive(Debug, Clone)]
@@ -195,7 +201,8 @@ impl OtlpConfig {
     /// A value here, or one that fills in, is not what it must be.
     pub fn target(&self) -> Result<OtlpTarget, InvalidConfig> {
         let environment = |name: &str| std::env::var(name).ok();
-        self.settle(&environment).map(OtlpTarget).map_err(|fields| InvalidConfig { fields })
+        let settled = self.settle(&environment).map_err(|fields| InvalidConfig { fields })?;
+        Ok(OtlpTarget { settled, spans: Arc::default() })
     }
 
     /// Fills in what was left open.

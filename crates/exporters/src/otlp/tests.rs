@@ -1,5 +1,7 @@
 mod answers;
+mod connections;
 mod decoders;
 mod mapping;
 mod settings;
+mod spans;
 mod trust;

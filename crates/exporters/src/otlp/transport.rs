@@ -12,8 +12,11 @@ use vahti_runtime::event::escape_text;
 
 use self::headers::Headers;
 use super::config::{Protocol, Settled};
-use crate::remote::causes;
+use crate::remote;
 use crate::tls::Trust;
+
+/// How much of an answer is read; those that there are take some hundred bytes.
+const MAX_ANSWER: usize = 64 << 10;
 
 /// What a receiver took.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -29,6 +32,8 @@ pub(super) struct Taken {
 pub(super) enum Failure {
     /// Trying again may help.
     Later { reason: String, after: Option<Duration> },
+    /// The connection broke before an answer came.
+    Lost(String),
     /// There is nobody at the other end who takes such requests.
     Unimplemented(String),
     /// It is larger than the receiver takes.
@@ -42,6 +47,7 @@ impl Failure {
     pub(super) fn reason(self) -> String {
         match self {
             Failure::Later { reason, .. }
+            | Failure::Lost(reason)
             | Failure::Unimplemented(reason)
             | Failure::TooLarge(reason)
             | Failure::Never(reason) => reason,
@@ -52,6 +58,7 @@ impl Failure {
     fn map(self, f: impl FnOnce(String) -> String) -> Self {
         match self {
             Failure::Later { reason, after } => Failure::Later { reason: f(reason), after },
+            Failure::Lost(reason) => Failure::Lost(f(reason)),
             Failure::Unimplemented(reason) => Failure::Unimplemented(f(reason)),
             Failure::TooLarge(reason) => Failure::TooLarge(f(reason)),
             Failure::Never(reason) => Failure::Never(f(reason)),
@@ -77,11 +84,18 @@ pub(super) struct Transport {
     headers: Headers,
     /// `None` until it is needed, and after it has failed.
     open: Option<Open>,
+    /// Whether somebody has ever answered.
+    has_answered: bool,
 }
+
+const NEVER_ANSWERED: &str = "nobody has answered there yet: is it the port of this protocol, or \
+                              of TLS, or does it ask for a client's certificate?";
 
 struct Open {
     client: Client,
     trust: Trust,
+    /// Whether somebody answered there.
+    has_answered: bool,
 }
 
 enum Client {
@@ -97,7 +111,7 @@ impl Transport {
             path => path.trim_end_matches("/v1/traces").to_owned(),
         });
         let headers = Headers::new(settled.headers.clone(), paths.collect());
-        Transport { settled, headers, open: None }
+        Transport { settled, headers, open: None, has_answered: false }
     }
 
     /// Whether chains are sent as spans.
@@ -113,9 +127,15 @@ impl Transport {
     /// Sends a request, and waits for the answer as long as is configured.
     pub(super) async fn send(&mut self, signal: Signal, request: Bytes) -> Result<Taken, Failure> {
         let timeout = self.settled.timeout;
-        let sent = self.send_patiently(signal, request);
+        let sent = self.send_anew(signal, request);
         let result = tokio::time::timeout(timeout, sent).await.unwrap_or_else(|_| {
-            Err(Failure::later(format!("no answer within {} ms", timeout.as_millis())))
+            let (place, ms) = (remote::place(self.settled.uri(signal)), timeout.as_millis());
+            Err(Failure::later(format!("{place}: no answer within {ms} ms")))
+        });
+        let result = result.map_err(|failure| match failure {
+            Failure::Lost(reason) if self.has_answered => Failure::later(reason),
+            Failure::Lost(reason) => Failure::later(format!("{reason}; {NEVER_ANSWERED}")),
+            other => other,
         });
         let result = match result {
             Ok(Taken { rejected, message }) => {
@@ -133,20 +153,33 @@ impl Transport {
         result
     }
 
-    async fn send_patiently(&mut self, signal: Signal, request: Bytes) -> Result<Taken, Failure> {
+    /// A connection that was open for a while may be closed by the other side
+    /// just when it is used: that is no failure, and tried on a fresh one.
+    async fn send_anew(&mut self, signal: Signal, request: Bytes) -> Result<Taken, Failure> {
+        let has_answered = self.open.as_ref().is_some_and(|open| open.has_answered);
+        let result = self.send_once(signal, request.clone()).await;
+        if has_answered && let Err(Failure::Lost(why)) = &result {
+            tracing::debug!(%why, "sends again over a fresh connection");
+            self.open = None;
+            return self.send_once(signal, request).await;
+        }
+        result
+    }
+
+    async fn send_once(&mut self, signal: Signal, request: Bytes) -> Result<Taken, Failure> {
         let headers = self.headers.resolve().map_err(Failure::later)?;
-        let uri = match signal {
-            Signal::Logs => &self.settled.logs,
-            Signal::Traces => self.settled.traces.as_ref().unwrap_or(&self.settled.logs),
-        };
         let open = match &mut self.open {
             Some(open) => open,
             None => self.open.insert(Open::to(&self.settled).map_err(Failure::later)?),
         };
-        match &mut open.client {
+        let uri = self.settled.uri(signal);
+        let result = match &mut open.client {
             Client::Grpc(client) => client.send(signal, uri, headers, request).await,
             Client::Http(client) => client.send(signal, uri, headers, request).await,
-        }
+        };
+        open.has_answered |= !matches!(result, Err(Failure::Later { .. } | Failure::Lost(_)));
+        self.has_answered |= open.has_answered;
+        result
     }
 
     fn trust_is_old(&self) -> bool {
@@ -159,6 +192,15 @@ fn result_is_of_connection(result: &Result<Taken, Failure>) -> bool {
     matches!(result, Err(Failure::Later { after: None, .. }))
 }
 
+impl Settled {
+    fn uri(&self, signal: Signal) -> &Uri {
+        match signal {
+            Signal::Logs => &self.logs,
+            Signal::Traces => self.traces.as_ref().unwrap_or(&self.logs),
+        }
+    }
+}
+
 impl Open {
     fn to(settled: &Settled) -> Result<Self, String> {
         let trust = Trust::load(&settled.tls, needs_trust(settled))?;
@@ -166,7 +208,7 @@ impl Open {
             Protocol::Grpc => Client::Grpc(Box::new(grpc::Grpc::new(settled, &trust)?)),
             Protocol::Http => Client::Http(Box::new(http::Http::new(settled, &trust))),
         };
-        Ok(Open { client, trust })
+        Ok(Open { client, trust, has_answered: false })
     }
 }
 
@@ -182,8 +224,6 @@ fn said(text: &str) -> String {
 }
 
 /// What went wrong on the way to a receiver, down to the first cause.
-fn on_the_way(uri: &Uri, error: &(dyn std::error::Error + 'static)) -> Failure {
-    let (scheme, authority) = (uri.scheme_str().unwrap_or_default(), uri.authority());
-    let authority = authority.map_or("", |authority| authority.as_str());
-    Failure::later(format!("{scheme}://{authority}: {}", said(&causes(error))))
+fn on_the_way(uri: &Uri, error: &(dyn std::error::Error + 'static)) -> String {
+    remote::on_the_way(uri, error, said)
 }

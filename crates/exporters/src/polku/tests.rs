@@ -13,6 +13,7 @@ use vahti_runtime::ids::{EventId, SpanId, TraceId};
 
 use super::{PolkuEmitter, PolkuTarget};
 use crate::receivers::Gateway;
+use crate::testing::proxy::Proxy;
 use crate::tls::TlsConfig;
 
 struct Sending {
@@ -103,6 +104,24 @@ fn every_type_of_event_arrives_as_it_is_once() {
 }
 
 #[test]
+fn a_stream_that_is_cut_just_as_it_is_used_costs_one_that_tries_once_nothing() {
+    let Some(gateway) = Gateway::start(&["ack"]) else { return };
+    let proxy = Proxy::before(&gateway.url());
+    let mut sending = Sending::to(&proxy.url, LONG);
+    let events = events();
+    for n in 1..=5 {
+        assert_eq!(sending.send(&events), EmitOutcome::Delivered);
+        assert_eq!(proxy.connections(), n);
+        proxy.cuts_what_is_open();
+    }
+    proxy.cuts_all();
+    let outcome = sending.send(&events);
+    let EmitOutcome::Retryable { reason, .. } = outcome else { panic!("{outcome:?}") };
+    assert!(reason.starts_with(&proxy.url), "{reason}");
+    assert_eq!(proxy.connections(), 6);
+}
+
+#[test]
 fn batches_stay_below_what_the_gateway_takes() {
     static LARGE: EventKind =
         EventKind::custom("example.large", "large", "large", Priority::Normal);
@@ -131,9 +150,10 @@ fn batches_stay_below_what_the_gateway_takes() {
 fn what_is_not_acknowledged_has_not_arrived() {
     let Some(gateway) = Gateway::start(&["silent"]) else { return };
     let begun = Instant::now();
-    let outcome = Sending::to(&gateway.url(), Duration::from_millis(500)).send(&events());
+    let url = gateway.url();
+    let outcome = Sending::to(&url, Duration::from_millis(500)).send(&events());
     let EmitOutcome::Retryable { reason, .. } = outcome else { panic!("{outcome:?}") };
-    assert_eq!(reason, "no acknowledgement within 500 ms");
+    assert_eq!(reason, format!("{url}: no acknowledgement within 500 ms"));
     assert!(begun.elapsed() >= Duration::from_millis(500));
     let Some(gateway) = Gateway::start(&["ends"]) else { return };
     let mut sending = Sending::to(&gateway.url(), LONG);

@@ -19,7 +19,7 @@ use super::worker::Worker;
 use super::{EmitterConfig, EmitterFactory, EmitterHandle, EmitterState, Shared, thread_name};
 use crate::clock::boot_now_ns;
 use crate::doorbell::Doorbell;
-use crate::emitter::EventEmitter;
+use crate::emitter::{EventEmitter, Meter};
 use crate::event::Event;
 use crate::panic::{Panicked, contain};
 
@@ -36,6 +36,7 @@ pub(super) struct Parts {
     pub(super) max_batch: usize,
     pub(super) min_batch: usize,
     pub(super) waits_for_reader: bool,
+    pub(super) meter: Option<Meter>,
 }
 
 impl Parts {
@@ -53,6 +54,7 @@ impl Parts {
                 max_batch,
                 min_batch: emitter.min_batch().clamp(1, max_batch),
                 waits_for_reader: emitter.waits_for_reader(),
+                meter: emitter.meter(),
             }
         })
     }

@@ -223,6 +223,8 @@ impl Worker {
             self.hold_back(hint).await;
             return false;
         }
+        // What is not tried before the end is lost: there is no time for patience.
+        let hint = hint.filter(|_| !self.shared.ends());
         let delay = emit_delay(failures.saturating_add(1), hint, &mut self.jitter);
         if self.sleep_unless_over(delay).await {
             // What is in flight was given up and counted already.
@@ -239,8 +241,8 @@ impl Worker {
     async fn hold_back(&mut self, hint: Option<Duration>) {
         self.given_up_in_row = self.given_up_in_row.saturating_add(1);
         let delay = emit_delay(self.given_up_in_row, hint, &mut self.jitter);
-        let mut ending = self.shared.ending.subscribe();
-        if tokio::time::timeout(delay, ending.wait_for(|ending| *ending)).await.is_ok() {
+        let shared = Arc::clone(&self.shared);
+        if tokio::time::timeout(delay, shared.comes_to_its_end()).await.is_ok() {
             tracing::debug!(emitter = %self.shared.name, "ends; what waits is tried once");
         }
     }
@@ -252,9 +254,15 @@ impl Worker {
         });
     }
 
+    /// Returns whether it is over. That it is to end soon ends the wait, too.
     async fn sleep_unless_over(&mut self, delay: Duration) -> bool {
-        let over = self.over.wait_for(|over| *over);
-        tokio::time::timeout(delay, over).await.is_ok()
+        let ends_already = self.shared.ends();
+        let shared = Arc::clone(&self.shared);
+        tokio::select! {
+            () = tokio::time::sleep(delay) => false,
+            over = self.over.wait_for(|over| *over) => over.is_ok(),
+            () = shared.comes_to_its_end(), if !ends_already => *shared.over.borrow(),
+        }
     }
 
     /// Accounts for what the emitter answered; what may be tried again stays

@@ -109,6 +109,8 @@ fn storm(key: &[u8]) -> Event {
 pub enum Mood {
     Deliver,
     Retry,
+    /// Not for minutes.
+    Patience,
     Reject,
     Panic,
     /// Every second event arrives, the rest may be tried again.
@@ -162,6 +164,10 @@ impl EventEmitter for Moody {
             Mood::Retry => EmitOutcome::Retryable {
                 reason: reason(),
                 retry_after: Some(Duration::from_millis(1)),
+            },
+            Mood::Patience => EmitOutcome::Retryable {
+                reason: reason(),
+                retry_after: Some(Duration::from_secs(300)),
             },
             Mood::Reject => EmitOutcome::Rejected { reason: reason() },
             Mood::Panic => panic!("emitter panics on purpose"),

@@ -136,6 +136,13 @@ pub(crate) const TABLE: &[Row] = &[
         "How often a call did not return and a fresh one went on.",
     ),
     row(
+        "vahti_emitter_spans_total",
+        Counter,
+        &["emitter", "result"],
+        "Spans that an otlp emitter has sent: acknowledged, or refused for good; their records \
+         count in vahti_lane_total.",
+    ),
+    row(
         "vahti_event_latency_seconds",
         Histogram,
         &["emitter", "stage"],

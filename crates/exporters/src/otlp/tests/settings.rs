@@ -112,6 +112,10 @@ fn what_is_wrong_is_told_with_its_name_and_never_with_a_secret() {
     for (config, environment, told) in [
         (OtlpConfig::to("localhost:4317"), vec![], "endpoint is localhost:4317, but must be a URL"),
         (OtlpConfig::to("ftp://a"), vec![], "a URL with http:// or https://"),
+        (OtlpConfig::to("http://a:0"), vec![], "must be a URL with a port of 1 to 65535"),
+        (OtlpConfig::to("http://a:65536"), vec![], "must be a URL with a port of 1 to 65535"),
+        (OtlpConfig::to("http://[::1]:99999"), vec![], "must be a URL with a port of 1 to 65535"),
+        (OtlpConfig::to("http://[fe80::1%25eth0]:4317"), vec![], "an address without a zone"),
         (OtlpConfig::to("http://"), vec![], "endpoint is http://, but must be a URL"),
         (OtlpConfig::to("http://a/b"), vec![], "without a path for protocol grpc"),
         (OtlpConfig::to("http://me:geheim@a"), vec![], "endpoint is (hidden), but must be"),

@@ -1,6 +1,7 @@
 //! gRPC, with tonic. Requests come encoded: their size had to be known.
 
-use std::future::Future;
+use std::cmp::Ordering;
+use std::future::{Future, ready};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use ::http::header::{CONTENT_TYPE, HeaderMap};
 use ::http::uri::PathAndQuery;
 use ::http::{Request, Response, Uri};
+use http_body_util::{BodyExt, Full, Limited};
 use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceResponse;
 use opentelemetry_proto::tonic::collector::trace::v1::ExportTraceServiceResponse;
 use prost::Message;
@@ -22,9 +24,12 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
 
-use super::{Failure, Signal, Taken, on_the_way, said};
+use super::{Failure, MAX_ANSWER, Signal, Taken, on_the_way, said};
 use crate::otlp::config::Settled;
+use crate::remote::advice;
 use crate::tls::Trust;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 const LOGS: PathAndQuery =
     PathAndQuery::from_static("/opentelemetry.proto.collector.logs.v1.LogsService/Export");
@@ -44,7 +49,8 @@ impl Grpc {
                 .user_agent(concat!("vahti/", env!("CARGO_PKG_VERSION")))
                 .map_err(|error| error.to_string())?
                 .tcp_nodelay(true);
-            let channel = endpoint.connect_with_connector_lazy(trust.connector(true));
+            let channel =
+                endpoint.connect_with_connector_lazy(trust.connector(true, settled.timeout));
             let client = tonic::client::Grpc::new(Checked(channel));
             Ok(if settled.gzip {
                 client.send_compressed(CompressionEncoding::Gzip)
@@ -67,7 +73,7 @@ impl Grpc {
             Signal::Logs => (&mut self.logs, LOGS),
             Signal::Traces => (self.traces.as_mut().unwrap_or(&mut self.logs), TRACES),
         };
-        client.ready().await.map_err(|error| on_the_way(uri, &error))?;
+        client.ready().await.map_err(|error| Failure::later(on_the_way(uri, &error)))?;
         let mut request = tonic::Request::new(message);
         *request.metadata_mut() = MetadataMap::from_headers(headers.clone());
         match client.unary(request, path, Encoded(signal)).await {
@@ -84,7 +90,12 @@ impl Grpc {
 fn means(uri: &Uri, signal: Signal, status: &Status) -> Result<Taken, Failure> {
     if let Some(error) = std::error::Error::source(status) {
         // It never came to an answer.
-        return Err(on_the_way(uri, error));
+        let reason = on_the_way(uri, error);
+        return Err(if is_lost(error) && advice(error).is_none() {
+            Failure::Lost(reason)
+        } else {
+            Failure::later(reason)
+        });
     }
     let code = status.code();
     let reason = format!("{code:?}: {}", said(status.message()));
@@ -113,6 +124,21 @@ fn means(uri: &Uri, signal: Signal, status: &Status) -> Result<Taken, Failure> {
     })
 }
 
+/// Whether the connection that was there broke, before an answer came.
+fn is_lost(error: &(dyn std::error::Error + 'static)) -> bool {
+    let connected = |error: &tonic::transport::Error| {
+        let mut next = std::error::Error::source(error);
+        while let Some(error) = next {
+            if error.is::<tonic::ConnectError>() {
+                return false;
+            }
+            next = error.source();
+        }
+        true
+    };
+    matches!(error.downcast_ref(), Some(Unanswered::Transport(error)) if connected(error))
+}
+
 /// What tonic says of a stream that ended well without an answer.
 const NO_BODY: &str = "Missing response message.";
 
@@ -124,8 +150,8 @@ fn is_about_size(status: &Status) -> bool {
         .any(|words| message.contains(words))
 }
 
-/// A channel that takes for an answer only what is one: whatever else speaks
-/// HTTP/2 refuses no event.
+/// A channel that takes for an answer only what is one, and all of it: whatever
+/// else speaks HTTP/2, or breaks off, refuses no event.
 struct Checked(Channel);
 
 type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Unanswered>> + Send>>;
@@ -135,8 +161,12 @@ type Answer = Pin<Box<dyn Future<Output = Result<Response<Body>, Unanswered>> + 
 enum Unanswered {
     #[error(transparent)]
     Transport(#[from] tonic::transport::Error),
-    #[error("HTTP {0}, which is no answer of a gRPC server")]
+    #[error("HTTP {0}, which is no answer of a gRPC server; is endpoint right?")]
     NotGrpc(u16),
+    #[error("the answer broke off")]
+    BrokenOff(#[source] BoxError),
+    #[error("an answer that can't be read: {0}")]
+    Garbled(&'static str),
 }
 
 impl GrpcService<Body> for Checked {
@@ -151,14 +181,45 @@ impl GrpcService<Body> for Checked {
     fn call(&mut self, request: Request<Body>) -> Answer {
         let answer = GrpcService::call(&mut self.0, request);
         Box::pin(async move {
-            let response = answer.await?;
-            let content = response.headers().get(CONTENT_TYPE).map(|value| value.as_bytes());
+            let (head, body) = answer.await?.into_parts();
+            let content = head.headers.get(CONTENT_TYPE).map(|value| value.as_bytes());
             let is_grpc = content.is_some_and(|content| content.starts_with(b"application/grpc"));
-            if is_grpc || response.headers().contains_key("grpc-status") {
-                return Ok(response);
+            if !is_grpc && !head.headers.contains_key(STATUS) {
+                return Err(Unanswered::NotGrpc(head.status.as_u16()));
             }
-            Err(Unanswered::NotGrpc(response.status().as_u16()))
+            let whole = Limited::new(body, MAX_ANSWER).collect().await;
+            let whole = whole.map_err(Unanswered::BrokenOff)?;
+            let trailers = whole.trailers().cloned();
+            let message = whole.to_bytes();
+            let status = trailers.as_ref().and_then(|all| all.get(STATUS));
+            match status.or(head.headers.get(STATUS)).map(|status| status.as_bytes()) {
+                None => return Err(Unanswered::Garbled("it ended without a status")),
+                Some(b"0") => check(&message)?,
+                Some(status) if status.iter().all(u8::is_ascii_digit) => {}
+                Some(_) => return Err(Unanswered::Garbled("its status is no number")),
+            }
+            let body = Full::new(message).with_trailers(ready(trailers.map(Ok)));
+            Ok(Response::from_parts(head, Body::new(body)))
         })
+    }
+}
+
+const STATUS: &str = "grpc-status";
+
+/// Whether this is one message, whole and not compressed, or none at all.
+fn check(bytes: &[u8]) -> Result<(), Unanswered> {
+    let garbled = |why| Err(Unanswered::Garbled(why));
+    match bytes {
+        [] => Ok(()),
+        [0, a, b, c, d, message @ ..] => {
+            match message.len().cmp(&(u32::from_be_bytes([*a, *b, *c, *d]) as usize)) {
+                Ordering::Less => garbled("its message is shorter than it says"),
+                Ordering::Equal => Ok(()),
+                Ordering::Greater => garbled("more than a message"),
+            }
+        }
+        [1, ..] => garbled("it is compressed, which was not asked for"),
+        _ => garbled("no message of gRPC"),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Protobuf over HTTP, with hyper.
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::time::{Duration, SystemTime};
 
 use ::http::header::{
@@ -8,26 +8,22 @@ use ::http::header::{
 };
 use ::http::{Method, Request, StatusCode, Uri};
 use flate2::Compression;
+use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper_rustls::HttpsConnector;
-use hyper_util::client::legacy::Client;
-use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::client::legacy::{Client, Error};
 use hyper_util::rt::TokioExecutor;
 use prost::Message;
 use prost::bytes::Bytes;
 
 use super::grpc::decode;
-use super::{Failure, Signal, Taken, on_the_way, said};
+use super::{Failure, MAX_ANSWER, Signal, Taken, on_the_way, said};
 use crate::otlp::config::Settled;
-use crate::remote::shown;
-use crate::tls::Trust;
-
-/// How much of an answer is read; those that there are take some hundred bytes.
-const MAX_ANSWER: usize = 64 << 10;
+use crate::remote::{advice, shown};
+use crate::tls::{Connector, Trust};
 
 pub(super) struct Http {
-    client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    client: Client<Connector, Full<Bytes>>,
     gzip: bool,
 }
 
@@ -36,7 +32,7 @@ impl Http {
         let mut builder = Client::builder(TokioExecutor::new());
         // One request at a time.
         builder.pool_max_idle_per_host(1);
-        Http { client: builder.build(trust.connector(false)), gzip: settled.gzip }
+        Http { client: builder.build(trust.connector(false, settled.timeout)), gzip: settled.gzip }
     }
 
     pub(super) async fn send(
@@ -47,13 +43,15 @@ impl Http {
         message: Bytes,
     ) -> Result<Taken, Failure> {
         let request = self.request(uri, headers, message)?;
-        let answer = self.client.request(request).await.map_err(|e| on_the_way(uri, &e))?;
+        let answer = self.client.request(request).await.map_err(|e| unanswered(uri, &e))?;
         let (parts, body) = answer.into_parts();
         let body = Limited::new(body, MAX_ANSWER).collect().await;
         let body = match body {
             Ok(body) => body.to_bytes(),
             // It has taken the request only if it says so to the end.
-            Err(error) if parts.status.is_success() => return Err(on_the_way(uri, &*error)),
+            Err(error) if parts.status.is_success() => {
+                return Err(Failure::later(on_the_way(uri, &*error)));
+            }
             // What it says beside its status is for people.
             Err(_) => Bytes::new(),
         };
@@ -80,6 +78,16 @@ impl Http {
             all.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         }
         Ok(request)
+    }
+}
+
+/// What is known to be wrong with a connection is not that it broke.
+fn unanswered(uri: &Uri, error: &Error) -> Failure {
+    let reason = on_the_way(uri, error);
+    if error.is_connect() || advice(error).is_some() {
+        Failure::later(reason)
+    } else {
+        Failure::Lost(reason)
     }
 }
 
@@ -116,14 +124,35 @@ fn read(signal: Signal, headers: &HeaderMap, body: Bytes) -> Result<Taken, Failu
     if body.is_empty() {
         return Ok(Taken::default());
     }
+    let unreadable = |error: &dyn std::fmt::Display| {
+        Failure::later(format!("an answer that can't be read: {error}"))
+    };
+    let body = uncompressed(headers, body).map_err(|error| unreadable(&error))?;
     if content_is(headers, "application/json") {
-        return Ok(serde_json::from_slice(&body).map(of_json).unwrap_or_default());
+        return serde_json::from_slice(&body).map(of_json).map_err(|error| unreadable(&error));
     }
-    if headers.contains_key(CONTENT_TYPE) && !content_is(headers, PROTOBUF) {
-        return Err(Failure::later("an answer that is none of OTLP's"));
+    if let Some(content) = headers.get(CONTENT_TYPE)
+        && !content_is(headers, PROTOBUF)
+    {
+        let content = said(&String::from_utf8_lossy(content.as_bytes()));
+        let why = format!("an answer that is none of OTLP's but {content}; is endpoint right?");
+        return Err(Failure::later(why));
     }
-    decode(signal, body)
-        .map_err(|error| Failure::later(format!("an answer that can't be read: {error}")))
+    decode(signal, body).map_err(|error| unreadable(&error))
+}
+
+/// Some compress what nobody asked them to.
+fn uncompressed(headers: &HeaderMap, body: Bytes) -> std::io::Result<Bytes> {
+    if headers.get(CONTENT_ENCODING).is_none_or(|encoding| encoding != "gzip") {
+        return Ok(body);
+    }
+    let mut plain = Vec::new();
+    let most = MAX_ANSWER as u64;
+    GzDecoder::new(&*body).take(most + 1).read_to_end(&mut plain)?;
+    if plain.len() as u64 > most {
+        return Err(std::io::Error::other(format!("it takes more than {most} bytes")));
+    }
+    Ok(plain.into())
 }
 
 fn of_json(answer: serde_json::Value) -> Taken {
@@ -172,7 +201,9 @@ fn means(signal: Signal, status: StatusCode, headers: &HeaderMap, body: Bytes) -
 /// In seconds, or a moment.
 fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse() {
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More than any number holds is no less than a very long time.
+        let seconds = text.parse().unwrap_or(u64::MAX);
         return Some(Duration::from_secs(seconds)).filter(|after| !after.is_zero());
     }
     httpdate::parse_http_date(text).ok()?.duration_since(SystemTime::now()).ok()
