@@ -26,6 +26,7 @@ mod report;
 mod run;
 mod signals;
 mod socket;
+mod static_libc;
 mod store_path;
 mod table;
 mod wiring;
@@ -40,6 +41,7 @@ use crate::cli::{Cli, Command, ConfigCommand, SchemaCommand};
 use crate::output::{Failed, Outcome, SUCCESS, finish, print};
 
 fn main() -> ExitCode {
+    static_libc::find_names_by_itself();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
