@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::command::{cargo, commit_date, output, root, run, text};
+use crate::command::{cargo, output, root, run, text};
 use crate::stage::read;
 
 /// What we build for: this machine's architecture. It is named to cargo, so that
@@ -35,11 +35,11 @@ pub(crate) fn build() -> Result<PathBuf, String> {
         .current_dir(&root)
         // In place of whatever RUSTFLAGS says: the same sources give the same bytes.
         .env_remove("RUSTFLAGS")
+        // Nothing in it has a date; build scripts that look at this would run
+        // anew for each commit.
+        .env_remove("SOURCE_DATE_EPOCH")
         .env("CARGO_ENCODED_RUSTFLAGS", rust_flags(&maps))
         .env(format!("CFLAGS_{}", target.replace('-', "_")), c_flags(&maps));
-    if let Some(date) = commit_date() {
-        build.env("SOURCE_DATE_EPOCH", date);
-    }
     run(&mut build)?;
     path()
 }

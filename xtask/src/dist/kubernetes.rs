@@ -26,7 +26,9 @@ pub(super) fn cannot() -> Option<String> {
     if std::env::var_os("VAHTI_IMAGE").is_none() {
         return Some("VAHTI_IMAGE names no image that the cluster can run".to_owned());
     }
-    crate::command::is_there("kubectl", "kubernetes-client").err()
+    let asked =
+        kubectl(&["version", "--client"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    asked.err().map(|error| format!("kubectl is needed: {error}"))
 }
 
 /// Tries it in the cluster of `KUBECONFIG`, and removes what it made.
@@ -38,11 +40,13 @@ pub(super) fn check() -> Result<(), String> {
     }
     let manifest = manifest.replace(IMAGE, &format!("image: {image}"));
     let tried = apply(&manifest).and_then(|()| tells_of_a_kill());
-    let logs = kubectl(&["logs", "daemonset/vahti", "--tail=30"]).output();
+    let logs = text(&mut kubectl(&["logs", "daemonset/vahti"]));
     let removed = remove(&manifest);
     tried.map_err(|error| {
-        let logs = logs.map(|o| String::from_utf8_lossy(&o.stdout).into_owned());
-        format!("{error}\nits log:\n{}", logs.unwrap_or_default())
+        // Its events begin with a brace.
+        let logs = logs.unwrap_or_else(|error| error);
+        let log: Vec<&str> = logs.lines().filter(|line| !line.starts_with('{')).collect();
+        format!("{error}\nits log:\n{}", log.join("\n"))
     })?;
     removed
 }
@@ -57,6 +61,7 @@ fn given(arguments: &[&str], input: &str) -> Result<(), String> {
     let mut child = kubectl(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
+        .stderr(Stdio::piped())
         .spawn()
         .map_err(|e| format!("kubectl: {e}"))?;
     let mut stdin = child.stdin.take().ok_or("kubectl has no input")?;
