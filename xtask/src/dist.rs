@@ -5,6 +5,8 @@
 mod archive;
 pub(crate) mod binary;
 mod check;
+#[cfg(test)]
+mod container;
 mod empty_root;
 mod kubernetes;
 mod notices;
