@@ -1,6 +1,6 @@
 //! `cargo xtask dist`: what a release is made of, in `target/dist`: archive,
 //! Debian package, bill of materials, checksums. All of it has the same static
-//! binary, and the same commit and compiler give the same bytes.
+//! binary; the same binary and commit give the same bytes.
 
 mod archive;
 pub(crate) mod binary;

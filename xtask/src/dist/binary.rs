@@ -33,7 +33,7 @@ pub(crate) fn build() -> Result<PathBuf, String> {
         .args(["build", "--release", "--locked", "--package", "vahti-agent", "--target", target])
         .args(["--target-dir", "target"])
         .current_dir(&root)
-        // In place of whatever RUSTFLAGS says: the same sources give the same bytes.
+        // In place of whatever RUSTFLAGS says: what is released depends on no habit.
         .env_remove("RUSTFLAGS")
         // Nothing in it has a date; build scripts that look at this would run
         // anew for each commit.

@@ -1,6 +1,6 @@
 //! The bill of materials, in CycloneDX 1.6: what is in the binary, and what
-//! built it. The same sources and compiler give the same bytes, so it has no
-//! random number, and no date but the commit's.
+//! built it. The same binary, sources and compiler give the same bytes, so it has
+//! no random number, and no date but the commit's.
 
 use std::path::Path;
 use std::process::Command;
