@@ -44,7 +44,9 @@ pub(crate) fn run(parts: &[&str]) -> Result<(), String> {
     if agent.is_empty() {
         return Ok(());
     }
-    cargo(&["build", "-q", "--release", "-p", "vahti-agent"])?;
+    if std::env::var_os(process::BINARY).is_none() {
+        cargo(&["build", "-q", "--release", "-p", "vahti-agent"])?;
+    }
     for part in agent {
         match part {
             "latency" => agent::latency()?,

@@ -10,6 +10,12 @@ type Step = (&'static str, &'static [&'static str], &'static [(&'static str, &'s
 const STEPS: &[Step] = &[
     ("format", &["fmt", "--all", "--check"], &[]),
     ("lints", &["clippy", "-q", "--workspace", "--all-targets", "--", "-D", "warnings"], &[]),
+    // As a container's build has it.
+    (
+        "lints of the release's tool alone",
+        &["clippy", "-q", "-p", "xtask", "--no-default-features", "--", "-D", "warnings"],
+        &[],
+    ),
     (
         "documentation",
         &["doc", "-q", "--workspace", "--no-deps", "--document-private-items"],
@@ -87,9 +93,8 @@ const AARCH64_STEP: Step = (
     &[],
 );
 
-/// Runs all steps, then kills, then the tests; stops at the first that fails. The Debian
-/// package is not built here, as that takes a release build; tests hold its
-/// scripts and its unit to what it installs.
+/// Runs all steps, then kills, then what a release promises, then the tests;
+/// stops at the first that fails.
 pub(crate) fn run() -> Result<(), String> {
     println!("{}", compiler(&rustc(&["--version"])?, env!("CARGO_PKG_RUST_VERSION")));
     for (name, args, env) in STEPS {
@@ -104,6 +109,7 @@ pub(crate) fn run() -> Result<(), String> {
     timed("eBPF objects", crate::bpf::check)?;
     // With the release binary, which is what is promised.
     timed("kills", crate::crash::in_ci)?;
+    timed("release", crate::dist::in_ci)?;
     timed("tests", tests)
 }
 

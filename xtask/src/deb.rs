@@ -1,42 +1,26 @@
-//! `cargo xtask deb`: a Debian package of the release binary.
+//! `cargo xtask deb`: a Debian package of the static binary.
 //!
 //! Needs dpkg-deb, gzip and md5sum, which every Debian has, and nothing of
 //! debhelper: what its scripts would do stands in `deploy/debian`. The same
 //! binary, commit and maintainer give the same package, byte by byte.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-const VERSION: &str = env!("CARGO_PKG_VERSION");
-const BINARY: &str = "target/release/vahti";
-const STAGE: &str = "target/debian/stage";
+use crate::command::{commit_date, is_there, output, root, run};
+use crate::dist::{self, documents, papers};
+use crate::stage::{copy, files, fresh, put, sums};
 
-/// What is copied as it is: from, to, mode.
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+const STAGE: &str = "target/debian/stage";
+const PROGRAM: &str = "usr/bin/vahti";
+const DOCUMENTS: &str = "usr/share/doc/vahti";
+
+/// What is copied as it is: from, to, mode. Documents come to these.
 const FILES: &[(&str, &str, u32)] = &[
-    (BINARY, "usr/bin/vahti", 0o755),
     ("deploy/systemd/vahti.service", "usr/lib/systemd/system/vahti.service", 0o644),
     ("deploy/debian/copyright", "usr/share/doc/vahti/copyright", 0o644),
-    ("README.md", "usr/share/doc/vahti/README.md", 0o644),
-    ("docs/install.md", "usr/share/doc/vahti/docs/install.md", 0o644),
-    ("docs/config.md", "usr/share/doc/vahti/docs/config.md", 0o644),
-    ("docs/events.md", "usr/share/doc/vahti/docs/events.md", 0o644),
-    ("docs/ledger.md", "usr/share/doc/vahti/docs/ledger.md", 0o644),
-    ("docs/otlp.md", "usr/share/doc/vahti/docs/otlp.md", 0o644),
-    ("docs/polku.md", "usr/share/doc/vahti/docs/polku.md", 0o644),
-    ("docs/metrics.md", "usr/share/doc/vahti/docs/metrics.md", 0o644),
-    ("docs/log.md", "usr/share/doc/vahti/docs/log.md", 0o644),
-    ("docs/health.md", "usr/share/doc/vahti/docs/health.md", 0o644),
-    (
-        "deploy/prometheus/vahti.rules.yml",
-        "usr/share/doc/vahti/deploy/prometheus/vahti.rules.yml",
-        0o644,
-    ),
-    ("deploy/grafana/vahti.json", "usr/share/doc/vahti/deploy/grafana/vahti.json", 0o644),
-    ("docs/store.md", "usr/share/doc/vahti/docs/store.md", 0o644),
-    ("docs/security.md", "usr/share/doc/vahti/docs/security.md", 0o644),
-    ("docs/troubleshoot.md", "usr/share/doc/vahti/docs/troubleshoot.md", 0o644),
     ("deploy/debian/lintian-overrides", "usr/share/lintian/overrides/vahti", 0o644),
     ("deploy/debian/postinst", "DEBIAN/postinst", 0o755),
     ("deploy/debian/prerm", "DEBIAN/prerm", 0o755),
@@ -51,44 +35,60 @@ const PRINTED: &[(&[&str], &str)] = &[
     (&["completions", "fish"], "usr/share/fish/vendor_completions.d/vahti.fish"),
 ];
 
-/// Builds the release binary and packs it.
+/// Builds the binary and packs it.
 pub(crate) fn build() -> Result<(), String> {
+    std::env::set_current_dir(root()?).map_err(|e| e.to_string())?;
+    println!("{}", pack(&dist::binary::build()?)?.display());
+    Ok(())
+}
+
+/// Packs this binary, from the root of the repository.
+pub(crate) fn pack(binary: &Path) -> Result<PathBuf, String> {
     let architecture = architecture()?;
-    for tool in ["dpkg-deb", "gzip", "md5sum"] {
-        is_there(tool)?;
+    for (tool, package) in [("dpkg-deb", "dpkg"), ("gzip", "gzip"), ("md5sum", "coreutils")] {
+        is_there(tool, package)?;
     }
-    let cargo = std::env::var("CARGO").unwrap_or_else(|_| "cargo".into());
-    run(Command::new(cargo).args(["build", "--release", "-p", "vahti-agent"]))?;
     let stage = Path::new(STAGE);
-    if stage.exists() {
-        fs::remove_dir_all(stage).map_err(|e| format!("{STAGE}: {e}"))?;
-    }
-    for (from, to, mode) in FILES {
-        let bytes = fs::read(from).map_err(|e| format!("{from}: {e}"))?;
-        put(&stage.join(to), &bytes, *mode)?;
-    }
-    for (arguments, to) in PRINTED {
-        put(&stage.join(to), &output(Command::new(BINARY).args(*arguments))?, 0o644)?;
-    }
-    let date = commit_date();
+    fresh(stage)?;
+    let date = commit_date().unwrap_or_else(|| "0".to_owned());
     let maintainer = maintainer();
-    put(&stage.join("usr/share/man/man8/vahti.8.gz"), &gzipped("deploy/debian/vahti.8")?, 0o644)?;
+    lay(binary, stage)?;
     let changes = stage.join("usr/share/doc/vahti/changelog");
     put(&changes, changelog(&maintainer, &date)?.as_bytes(), 0o644)?;
     let packed = gzipped(&changes.to_string_lossy())?;
     put(&changes.with_extension("gz"), &packed, 0o644)?;
     fs::remove_file(&changes).map_err(|e| e.to_string())?;
     put(&stage.join("DEBIAN/conffiles"), b"/etc/vahti/vahti.yaml\n", 0o644)?;
-    put(&stage.join("DEBIAN/md5sums"), sums(stage)?.as_bytes(), 0o644)?;
-    let control = control(architecture, &maintainer, stage)?;
+    let md5 = sums("md5sum", stage, &installed(stage)?)?;
+    put(&stage.join("DEBIAN/md5sums"), md5.as_bytes(), 0o644)?;
+    let control = control(architecture, &maintainer, size(stage)?);
     put(&stage.join("DEBIAN/control"), control.as_bytes(), 0o644)?;
     let package = format!("target/debian/vahti_{VERSION}_{architecture}.deb");
     run(Command::new("dpkg-deb")
         .args(["--root-owner-group", "-Zxz", "--build", STAGE, &package])
         .env("SOURCE_DATE_EPOCH", &date)
         .stdout(Stdio::null()))?;
-    println!("{package}");
-    Ok(())
+    Ok(PathBuf::from(package))
+}
+
+/// All that it installs, but for its changelog.
+fn lay(binary: &Path, stage: &Path) -> Result<(), String> {
+    copy(binary, &stage.join(PROGRAM), 0o755)?;
+    for (from, to, mode) in FILES {
+        copy(Path::new(from), &stage.join(to), *mode)?;
+    }
+    let folder = stage.join(DOCUMENTS);
+    for (from, to) in documents()? {
+        // The unit has another place.
+        if !to.starts_with("deploy/systemd") {
+            copy(&from, &folder.join(to), 0o644)?;
+        }
+    }
+    papers(&folder, binary)?;
+    for (arguments, to) in PRINTED {
+        put(&stage.join(to), &output(Command::new(binary).args(*arguments))?, 0o644)?;
+    }
+    put(&stage.join("usr/share/man/man8/vahti.8.gz"), &gzipped("deploy/debian/vahti.8")?, 0o644)
 }
 
 /// Debian's name of what we build for.
@@ -100,28 +100,16 @@ fn architecture() -> Result<&'static str, String> {
     }
 }
 
-fn is_there(tool: &str) -> Result<(), String> {
-    let found = Command::new(tool).arg("--version").stdout(Stdio::null()).status();
-    match found {
-        Ok(_) => Ok(()),
-        Err(error) => Err(format!(
-            "{tool} is needed to make a Debian package: {error}; on Debian it is in the packages \
-             dpkg, gzip and coreutils"
-        )),
-    }
-}
-
-fn control(architecture: &str, maintainer: &str, stage: &Path) -> Result<String, String> {
-    let binary = fs::read(BINARY).map_err(|e| format!("{BINARY}: {e}"))?;
-    let depends = depends(&binary)?;
-    let size_kib = size(stage)?.div_ceil(1024);
-    Ok(format!(
+/// It depends on nothing: the binary is static.
+fn control(architecture: &str, maintainer: &str, size: u64) -> String {
+    let size_kib = size.div_ceil(1024);
+    format!(
         "Package: vahti\n\
          Version: {VERSION}\n\
          Architecture: {architecture}\n\
          Maintainer: {maintainer}\n\
          Installed-Size: {size_kib}\n\
-         Depends: {depends}\n\
+         Recommends: ca-certificates\n\
          Section: admin\n\
          Priority: optional\n\
          Description: node agent that sees what fails, why, and with what proof\n \
@@ -132,38 +120,7 @@ fn control(architecture: &str, maintainer: &str, stage: &Path) -> Result<String,
          ledger adds up from the kernel's probe to the output.\n \
          .\n \
          Needs Linux 5.8 or later with BTF.\n"
-    ))
-}
-
-/// The libraries that the binary was linked with, by what its symbols ask for.
-/// Computed here, as dpkg-shlibdeps is not on every Debian.
-fn depends(binary: &[u8]) -> Result<String, String> {
-    let newest = newest_glibc(binary)
-        .ok_or_else(|| format!("{BINARY} names no version of the C library"))?;
-    let mut depends = format!("libc6 (>= {}.{})", newest.0, newest.1);
-    if contains(binary, b"libgcc_s.so.1\0") {
-        depends.push_str(", libgcc-s1 (>= 4.2)");
-    }
-    Ok(depends)
-}
-
-fn contains(bytes: &[u8], what: &[u8]) -> bool {
-    bytes.windows(what.len()).any(|window| window == what)
-}
-
-/// The newest `GLIBC_2.n` that stands in the table of names.
-fn newest_glibc(binary: &[u8]) -> Option<(u32, u32)> {
-    const MARK: &[u8] = b"\0GLIBC_";
-    let marks = binary.windows(MARK.len()).enumerate().filter(|(_, window)| *window == MARK);
-    marks
-        .filter_map(|(at, _)| {
-            let rest = &binary[at + MARK.len()..];
-            let version = rest.split(|byte| *byte == 0).next()?;
-            let (major, minor) = std::str::from_utf8(version).ok()?.split_once('.')?;
-            let minor = minor.split('.').next()?;
-            Some((major.parse().ok()?, minor.parse().ok()?))
-        })
-        .max()
+    )
 }
 
 /// Whoever builds the package answers for it: as Debian's tools ask, else as
@@ -184,13 +141,6 @@ fn maintainer() -> String {
     format!("{name} <{mail}>")
 }
 
-/// When the commit was made: what is built from it has the same dates.
-fn commit_date() -> String {
-    let told = output(Command::new("git").args(["log", "-1", "--format=%ct"])).unwrap_or_default();
-    let told = String::from_utf8_lossy(&told).trim().to_owned();
-    if told.is_empty() { "0".to_owned() } else { told }
-}
-
 /// In Debian's form; what changed stands in CHANGELOG.md.
 fn changelog(maintainer: &str, date: &str) -> Result<String, String> {
     let date = output(Command::new("date").args(["-R", "-u", "-d", &format!("@{date}")]))?;
@@ -206,78 +156,24 @@ fn gzipped(path: &str) -> Result<Vec<u8>, String> {
     output(Command::new("gzip").args(["-9nc", path]))
 }
 
-fn put(path: &Path, bytes: &[u8], mode: u32) -> Result<(), String> {
-    let failed = |e: std::io::Error| format!("{}: {e}", path.display());
-    if let Some(folder) = path.parent() {
-        make_folders(folder).map_err(failed)?;
-    }
-    fs::write(path, bytes).map_err(failed)?;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(failed)
-}
-
-/// Whatever the umask: folders of a package are for all to read.
-fn make_folders(folder: &Path) -> std::io::Result<()> {
-    if folder.is_dir() {
-        return Ok(());
-    }
-    if let Some(above) = folder.parent() {
-        make_folders(above)?;
-    }
-    fs::create_dir(folder)?;
-    fs::set_permissions(folder, fs::Permissions::from_mode(0o755))
-}
-
 /// The package's files but for its scripts, by path.
-fn files(stage: &Path) -> Result<Vec<String>, String> {
-    let found = output(
-        Command::new("find")
-            .args([".", "-path", "./DEBIAN", "-prune", "-o", "-type", "f", "-printf", "%P\\n"])
-            .current_dir(stage),
-    )?;
-    let mut files: Vec<String> =
-        String::from_utf8_lossy(&found).lines().map(str::to_owned).collect();
-    files.sort();
+fn installed(stage: &Path) -> Result<Vec<String>, String> {
+    let mut files = files(stage)?;
+    files.retain(|file| !file.starts_with("DEBIAN/"));
     Ok(files)
 }
 
-fn sums(stage: &Path) -> Result<String, String> {
-    let sums = output(Command::new("md5sum").args(files(stage)?).current_dir(stage))?;
-    Ok(String::from_utf8_lossy(&sums).into_owned())
-}
-
 fn size(stage: &Path) -> Result<u64, String> {
-    let sizes = files(stage)?.into_iter().map(|file| {
+    let sizes = installed(stage)?.into_iter().map(|file| {
         let path = stage.join(file);
         fs::metadata(&path).map(|m| m.len()).map_err(|e| format!("{}: {e}", path.display()))
     });
     sizes.sum()
 }
 
-fn run(command: &mut Command) -> Result<(), String> {
-    let status = command.status().map_err(|e| format!("{command:?}: {e}"))?;
-    if status.success() { Ok(()) } else { Err(format!("{command:?} ended with {status}")) }
-}
-
-fn output(command: &mut Command) -> Result<Vec<u8>, String> {
-    let output =
-        command.stderr(Stdio::inherit()).output().map_err(|e| format!("{command:?}: {e}"))?;
-    if output.status.success() {
-        return Ok(output.stdout);
-    }
-    Err(format!("{command:?} ended with {}", output.status))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_newest_version_of_the_c_library_is_found_by_number() {
-        let names = b"x\0GLIBC_2.9\0GLIBC_2.34\0GLIBC_2.2.5\0not GLIBC_2.99\0GLIBC_PRIVATE\0";
-        assert_eq!(newest_glibc(names), Some((2, 34)));
-        assert_eq!(depends(names).unwrap(), "libc6 (>= 2.34)");
-        assert!(depends(b"static").is_err());
-    }
 
     /// Scripts that are cut short or misspelt would only be found by whoever
     /// installs them.
@@ -303,7 +199,7 @@ mod tests {
         };
         let start = value("ExecStart").unwrap();
         let (program, rest) = start.split_once(' ').unwrap();
-        assert!(FILES.iter().any(|(_, to, _)| format!("/{to}") == program), "{start}");
+        assert_eq!(program, format!("/{PROGRAM}"), "{start}");
         let config = rest.rsplit(' ').next().unwrap();
         assert!(PRINTED.iter().any(|(_, to)| format!("/{to}") == config), "{start}");
         assert_eq!(value("Type").as_deref(), Some("notify"));

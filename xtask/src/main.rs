@@ -1,10 +1,16 @@
 //! What people type: `cargo xtask <command>`. One module a command.
 
+#[cfg(feature = "checks")]
 mod bench;
 mod bpf;
+#[cfg(feature = "checks")]
 mod ci;
+mod command;
+#[cfg(feature = "checks")]
 mod crash;
 mod deb;
+mod dist;
+mod stage;
 
 use std::process::ExitCode;
 
@@ -23,8 +29,17 @@ usage: cargo xtask <command>
                take a durable exporter's disk away for so many events (100,000)
   crash overload [--seconds N]
                offer each emitter ten times what it takes, for so long (60)
-  deb          build the release binary and make a Debian package of it,
+  deb          build the static binary and make a Debian package of it,
                target/debian/vahti_VERSION_ARCH.deb
+  dist         a release: archive, Debian package, bill of materials and
+               checksums, in target/dist
+  dist binary  build the static binary, and say where it is
+  dist papers FOLDER
+               licences, notices and the bill of that binary
+  dist check   try what a release promises
+  dist kubernetes
+               try the DaemonSet in the cluster of KUBECONFIG, with the image
+               VAHTI_IMAGE
   bpf --check  compile them elsewhere and fail if they differ from what is committed
 ";
 
@@ -35,15 +50,14 @@ fn main() -> ExitCode {
         ["bpf"] => bpf::build(),
         ["bpf", "--check"] => bpf::check(),
         ["deb"] => deb::build(),
-        ["ci"] => ci::run(),
-        ["bench", parts @ ..] => bench::run(parts),
-        ["crash", options @ ..] => crash::run(options),
-        // What `crash` starts as processes of their own.
-        ["load", load @ ..] => crash::load(load),
-        _ => {
-            eprint!("{USAGE}");
-            return ExitCode::from(64);
-        }
+        ["dist", parts @ ..] => dist::run(parts),
+        other => match checks(other) {
+            Some(result) => result,
+            None => {
+                eprint!("{USAGE}");
+                return ExitCode::from(64);
+            }
+        },
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
@@ -52,4 +66,23 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// What needs the store's code to look into what an agent left; releases are
+/// built without it.
+#[cfg(feature = "checks")]
+fn checks(args: &[&str]) -> Option<Result<(), String>> {
+    Some(match args {
+        ["ci"] => ci::run(),
+        ["bench", parts @ ..] => bench::run(parts),
+        ["crash", options @ ..] => crash::run(options),
+        // What `crash` starts as processes of their own.
+        ["load", load @ ..] => crash::load(load),
+        _ => return None,
+    })
+}
+
+#[cfg(not(feature = "checks"))]
+fn checks(_: &[&str]) -> Option<Result<(), String>> {
+    None
 }

@@ -27,6 +27,7 @@ mod resident;
 mod run;
 mod signals;
 mod socket;
+mod static_libc;
 mod store_path;
 mod table;
 mod wiring;
@@ -42,6 +43,7 @@ use crate::cli::{Cli, Command, ConfigCommand, SchemaCommand};
 use crate::output::{Failed, Outcome, SUCCESS, finish, print};
 
 fn main() -> ExitCode {
+    static_libc::find_names_by_itself();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),

@@ -31,8 +31,13 @@ pub(crate) struct Usage {
     pub(crate) bpf: Duration,
 }
 
+/// What is measured, if it is another one than cargo builds here, such as the
+/// static one.
+pub(crate) const BINARY: &str = "VAHTI_BENCH_BINARY";
+
 fn binary() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/vahti")
+    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/release/vahti");
+    std::env::var_os(BINARY).map_or_else(built, PathBuf::from)
 }
 
 fn remove(store: Option<&Path>) -> Result<(), String> {
