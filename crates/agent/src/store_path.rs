@@ -1,7 +1,5 @@
 //! Where the store is.
 
-use std::fs::File;
-use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -63,19 +61,7 @@ pub(crate) fn to_read(given: Option<PathBuf>) -> Result<PathBuf, Failed> {
 /// Whether there may be a store where there is none yet: an agent makes the file
 /// first and what is in it afterwards.
 pub(crate) fn is_yet_to_be(error: &ReadError) -> bool {
-    match error {
-        ReadError::Missing(_) => true,
-        ReadError::Foreign(file) => {
-            let Ok(mut opened) = File::open(file) else { return false };
-            let mut header = [0; 72];
-            match opened.read_exact(&mut header) {
-                // Neither a version nor an application: the first page of a new one.
-                Ok(()) => header[60..64] == [0; 4] && header[68..72] == [0; 4],
-                Err(_) => opened.metadata().is_ok_and(|meta| meta.len() == 0),
-            }
-        }
-        ReadError::Newer { .. } | ReadError::Sqlite { .. } => false,
-    }
+    matches!(error, ReadError::Missing(_) | ReadError::Empty(_))
 }
 
 /// A folder's path from the root, as an agent tells it to others.
@@ -116,9 +102,7 @@ pub(crate) fn why_unreadable(store: &Path, error: &ReadError) -> Failed {
              name that folder with --store"
         )),
         // An agent that was killed at once leaves an empty one.
-        ReadError::Foreign(file) if std::fs::metadata(file).is_ok_and(|meta| meta.len() == 0) => {
-            Failed::failure(format!("the store {shown} has no event yet"))
-        }
+        ReadError::Empty(_) => Failed::failure(format!("the store {shown} has no event yet")),
         ReadError::Sqlite { .. } | ReadError::Foreign(_) => {
             Failed::failure(format!("{text}; `vahti doctor` tells what to do"))
         }

@@ -367,7 +367,9 @@ impl StoreReport {
             ReadError::Newer { .. } | ReadError::Missing(_) => {
                 (StoreState::Missing, "run that version, or set another store.path".to_owned())
             }
-            ReadError::Foreign(_) => (StoreState::Degraded, sets_foreign_aside.to_owned()),
+            ReadError::Foreign(_) | ReadError::Empty(_) => {
+                (StoreState::Degraded, sets_foreign_aside.to_owned())
+            }
             ReadError::Sqlite { error, .. } if is_damage(error) => {
                 (StoreState::Degraded, format!("{sets_aside}. Before that, {save}"))
             }

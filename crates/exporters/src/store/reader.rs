@@ -85,6 +85,9 @@ pub enum ReadError {
         /// The schema's version.
         version: u32,
     },
+    /// Nothing is in it yet.
+    #[error("{} is no store of vahti yet", shown(.0))]
+    Empty(PathBuf),
     /// It is something else.
     #[error("{} is no store of vahti", shown(.0))]
     Foreign(PathBuf),
@@ -107,7 +110,7 @@ pub struct Reader {
 
 /// Opens a file to be read, and tells what it is. `is_still`: nobody writes to
 /// it meanwhile, so that it needs no locks, and no files beside it.
-fn look_at(path: &Path, is_still: bool) -> rusqlite::Result<(Connection, Found)> {
+fn look_at(path: &Path, is_still: bool) -> rusqlite::Result<(Connection, Option<Found>)> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = if is_still {
         let flags = flags | OpenFlags::SQLITE_OPEN_URI;
@@ -173,9 +176,10 @@ impl Reader {
                 )
                 .map_err(failed)?;
             match found {
-                Found::Ours => return Ok(Reader { connection, path }),
-                Found::Newer(version) => newer = Some(ReadError::Newer { path, version }),
-                Found::Foreign => return Err(ReadError::Foreign(path)),
+                Some(Found::Ours) => return Ok(Reader { connection, path }),
+                Some(Found::Newer(version)) => newer = Some(ReadError::Newer { path, version }),
+                Some(Found::Foreign) => return Err(ReadError::Foreign(path)),
+                None => return Err(ReadError::Empty(path)),
             }
         }
         Err(newer.unwrap_or_else(|| ReadError::Missing(store.to_owned())))

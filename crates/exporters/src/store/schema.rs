@@ -157,14 +157,16 @@ fn look(connection: &Connection, latest: u32) -> rusqlite::Result<Look> {
     })
 }
 
-/// Whether this is a file that this version can read.
+/// Whether this is a file that this version can read; `None` for one in which
+/// nothing is yet.
 ///
 /// # Errors
 /// It can't be read.
-pub(super) fn is_readable(connection: &Connection) -> rusqlite::Result<Found> {
+pub(super) fn is_readable(connection: &Connection) -> rusqlite::Result<Option<Found>> {
     Ok(match look(connection, VERSION)? {
-        Look::Version(VERSION) => Found::Ours,
-        Look::Newer(version) => Found::Newer(version),
-        _ => Found::Foreign,
+        Look::Version(0) => None,
+        Look::Version(VERSION) => Some(Found::Ours),
+        Look::Newer(version) => Some(Found::Newer(version)),
+        _ => Some(Found::Foreign),
     })
 }
