@@ -83,6 +83,10 @@ pub(crate) enum Command {
     /// Tells whether the agent that runs does what it should, and why not.
     #[command(after_help = HEALTH_EXAMPLES)]
     Health(HealthArgs),
+    /// Has the agent that runs read its configuration now, and tells what came of
+    /// it.
+    #[command(after_help = RELOAD_EXAMPLES)]
+    Reload(ReloadArgs),
     /// Prints completions for a shell.
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions {
@@ -98,7 +102,8 @@ configuration file, the file before the environment, the environment before the
 defaults.
 
 SIGTERM and SIGINT deliver what was accepted, within limits.drain_deadline,
-and end; a second one ends at once.
+and end; a second one ends at once. SIGHUP, and a change of the configuration
+file, have that read again.
 
 Examples:
   vahti run
@@ -173,6 +178,16 @@ Examples:
   vahti health
   vahti health --live
   vahti health --json | jq '.observers[] | select(.status != \"healthy\")'";
+
+const RELOAD_EXAMPLES: &str = "\
+The agent does so by itself when its file changes, and on SIGHUP. What of the
+configuration needs a restart is told, and stays as it is. One that is wrong is
+refused as a whole: exits with 1, and what was in force stays in force.
+Environment: VAHTI_SOCKET.
+
+Examples:
+  vahti reload
+  vahti reload --json | jq '.changes[] | select(.applied | not)'";
 
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:
@@ -339,6 +354,17 @@ pub(crate) struct HealthArgs {
     /// Asks only whether it is alive: whether a new process would be better.
     #[arg(long)]
     pub(crate) live: bool,
+    /// The socket of the agent; /run/vahti/vahti.sock as root.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+}
+
+/// The arguments of `vahti reload`.
+#[derive(Debug, Args)]
+pub(crate) struct ReloadArgs {
+    /// Prints JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
     /// The socket of the agent; /run/vahti/vahti.sock as root.
     #[arg(long, value_name = "PATH")]
     pub(crate) socket: Option<PathBuf>,

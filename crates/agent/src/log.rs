@@ -10,13 +10,43 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::reload;
 use tracing_subscriber::util::SubscriberInitExt;
 use vahti_runtime::event::escape;
 
 use crate::config::LogLevel;
 
+/// What changes the level.
+type SetTargets = Box<dyn Fn(Targets) + Send + Sync>;
+
+static SET: OnceLock<SetTargets> = OnceLock::new();
+
 /// Starts logging at this level. Once per process.
 pub(crate) fn start(level: LogLevel) {
+    let (layer, handle) = reload::Layer::new(targets(level));
+    let started = tracing_subscriber::fmt()
+        .with_max_level(LevelFilter::TRACE)
+        .with_ansi(false)
+        .with_target(false)
+        .log_internal_errors(false)
+        .with_writer(|| OneLine)
+        .finish()
+        .with(layer)
+        .try_init();
+    // Somebody else logs already, in a test.
+    if started.is_ok() {
+        SET.get_or_init(|| Box::new(move |targets| drop(handle.reload(targets))));
+    }
+}
+
+/// Tells as much as this from now on.
+pub(crate) fn set_level(level: LogLevel) {
+    if let Some(set) = SET.get() {
+        set(targets(level));
+    }
+}
+
+fn targets(level: LogLevel) -> Targets {
     let filter = match level {
         LogLevel::Off => LevelFilter::OFF,
         LogLevel::Error => LevelFilter::ERROR,
@@ -27,19 +57,7 @@ pub(crate) fn start(level: LogLevel) {
     };
     // What libraries tell of their connections is for their developers, and may
     // hold what others must not see: only what is not as it should be.
-    let targets =
-        Targets::new().with_default(filter.min(LevelFilter::WARN)).with_target("vahti", filter);
-    let started = tracing_subscriber::fmt()
-        .with_max_level(filter)
-        .with_ansi(false)
-        .with_target(false)
-        .log_internal_errors(false)
-        .with_writer(|| OneLine)
-        .finish()
-        .with(targets)
-        .try_init();
-    // Somebody else logs already, in a test.
-    if started.is_err() {}
+    Targets::new().with_default(filter.min(LevelFilter::WARN)).with_target("vahti", filter)
 }
 
 /// The longest line, in bytes: a pipe that can be written to at all takes that

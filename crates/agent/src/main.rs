@@ -22,6 +22,7 @@ mod notify;
 mod output;
 mod patience;
 mod proofs;
+mod reload;
 mod report;
 mod run;
 mod signals;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         Command::Why(args) => history::why(&args),
         Command::Ledger(args) => ledger::ledger(&args),
         Command::Health(args) => health::health(&args),
+        Command::Reload(args) => reload::reload(&args),
         Command::Completions { shell } => completions(shell),
     })
 }

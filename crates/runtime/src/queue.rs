@@ -9,7 +9,7 @@ mod random;
 
 use std::collections::VecDeque;
 
-use crate::config::DropPolicy;
+use crate::config::{BackpressureConfig, DropPolicy};
 use crate::event::Priority;
 use crate::sync::{Mutex, lock};
 use random::RandomList;
@@ -34,6 +34,17 @@ pub struct QueueConfig {
     pub max_bytes: usize,
     /// What is given up when it is full.
     pub policy: DropPolicy,
+}
+
+impl QueueConfig {
+    /// Those of an observer's lanes.
+    pub(crate) fn of(backpressure: &BackpressureConfig) -> Self {
+        QueueConfig {
+            capacity: backpressure.queue_size,
+            max_bytes: backpressure.max_bytes().as_usize(),
+            policy: backpressure.drop_policy,
+        }
+    }
 }
 
 /// What became of an item that was put in.
@@ -104,6 +115,28 @@ impl<T> BoundedQueue<T> {
         core.pop(Priority::Critical).or_else(|| core.pop(Priority::Normal))
     }
 
+    /// Goes by other bounds and another policy from now on. Nothing that waits
+    /// is given up for it: a queue that holds more than it may now is full, and
+    /// its room sinks with what leaves.
+    ///
+    /// ```
+    /// use vahti_runtime::config::DropPolicy;
+    /// use vahti_runtime::event::Priority;
+    /// use vahti_runtime::queue::{BoundedQueue, Enqueued, QueueConfig};
+    ///
+    /// let config = QueueConfig { capacity: 3, max_bytes: 1024, policy: DropPolicy::Newest };
+    /// let queue = BoundedQueue::new(config);
+    /// for n in 0..3 {
+    ///     queue.enqueue(n, Priority::Normal, 8);
+    /// }
+    /// queue.reconfigure(QueueConfig { capacity: 1, ..config });
+    /// assert_eq!(queue.len(), 3, "they wait still");
+    /// assert!(matches!(queue.enqueue(3, Priority::Normal, 8), Enqueued::Refused(3, _)));
+    /// ```
+    pub fn reconfigure(&self, config: QueueConfig) {
+        lock(&self.core).reconfigure(config);
+    }
+
     /// How many items wait.
     pub fn len(&self) -> usize {
         lock(&self.core).len()
@@ -111,7 +144,7 @@ impl<T> BoundedQueue<T> {
 
     /// How many items may wait.
     pub fn capacity(&self) -> usize {
-        lock(&self.core).capacity
+        lock(&self.core).bound.items
     }
 
     /// Whether no item waits.
@@ -122,7 +155,7 @@ impl<T> BoundedQueue<T> {
     /// Whether as many items wait as may.
     pub fn is_full(&self) -> bool {
         let core = lock(&self.core);
-        core.len() == core.capacity
+        core.len() >= core.room.items
     }
 }
 
@@ -194,10 +227,26 @@ pub(crate) struct QueueCore<T> {
     /// By priority.
     bytes: [usize; 2],
     len: usize,
-    capacity: usize,
-    max_bytes: usize,
+    /// What it may hold.
+    bound: Bound,
+    /// What it may hold now: where the bound was lowered below what waits, that,
+    /// and less with all that leaves.
+    room: Bound,
     policy: DropPolicy,
     random: u64,
+}
+
+/// Items, and bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Bound {
+    items: usize,
+    bytes: usize,
+}
+
+impl Bound {
+    fn of(config: &QueueConfig) -> Self {
+        Bound { items: config.capacity.clamp(1, random::MAX_LEN), bytes: config.max_bytes }
+    }
 }
 
 impl<T> QueueCore<T> {
@@ -206,8 +255,8 @@ impl<T> QueueCore<T> {
             lists: [List::new(config.policy), List::new(config.policy)],
             bytes: [0; 2],
             len: 0,
-            capacity: config.capacity.clamp(1, random::MAX_LEN),
-            max_bytes: config.max_bytes,
+            bound: Bound::of(&config),
+            room: Bound::of(&config),
             policy: config.policy,
             random: 0x9E37_79B9_7F4A_7C15 ^ crate::clock::boot_now_ns(),
         }
@@ -227,7 +276,36 @@ impl<T> QueueCore<T> {
 
     /// Whether half of what may wait does.
     pub(crate) fn is_half_full(&self) -> bool {
-        self.len >= self.capacity.div_ceil(2) || self.bytes() >= self.max_bytes.div_ceil(2)
+        let Bound { items, bytes } = self.bound;
+        self.len >= items.div_ceil(2) || self.bytes() >= bytes.div_ceil(2)
+    }
+
+    /// Goes by other bounds and another policy from now on. Nothing that waits is
+    /// given up for it: a queue that holds more than it may now is full, gives up
+    /// one item for another as its policy says, and its room sinks with what
+    /// leaves.
+    pub(crate) fn reconfigure(&mut self, config: QueueConfig) {
+        self.bound = Bound::of(&config);
+        self.sink();
+        if std::mem::replace(&mut self.policy, config.policy) != config.policy {
+            self.move_lists();
+        }
+    }
+
+    /// Moves what waits to lists of the policy that are as long as they must be.
+    fn move_lists(&mut self) {
+        for list in &mut self.lists {
+            let mut before = std::mem::replace(list, List::new(self.policy));
+            while let Some((item, bytes)) = before.pop_front() {
+                list.push_back(item, bytes, self.room.items);
+            }
+        }
+    }
+
+    /// Has the room be what waits, where that is more than may.
+    fn sink(&mut self) {
+        let Bound { items, bytes } = self.bound;
+        self.room = Bound { items: items.max(self.len), bytes: bytes.max(self.bytes()) };
     }
 
     /// Puts an item in. What is displaced goes to `give_up`; an item that is
@@ -241,7 +319,7 @@ impl<T> QueueCore<T> {
         give_up: &mut impl FnMut(T, Priority, QueueDrop),
     ) -> Option<(T, QueueDrop)> {
         if let Some(why) = self.lacks(bytes) {
-            if bytes > self.max_bytes {
+            if bytes > self.room.bytes {
                 return Some((item, QueueDrop::TooLarge));
             }
             if !self.can_make_room(priority, bytes, why) {
@@ -249,7 +327,7 @@ impl<T> QueueCore<T> {
             }
             self.make_room(priority, bytes, why, give_up);
         }
-        self.lists[priority as usize].push_back(item, bytes, self.capacity);
+        self.lists[priority as usize].push_back(item, bytes, self.room.items);
         self.bytes[priority as usize] += bytes;
         self.len += 1;
         None
@@ -257,9 +335,9 @@ impl<T> QueueCore<T> {
 
     #[inline]
     fn lacks(&self, bytes: usize) -> Option<QueueDrop> {
-        if self.len >= self.capacity {
+        if self.len >= self.room.items {
             Some(QueueDrop::Items)
-        } else if self.bytes().saturating_add(bytes) > self.max_bytes {
+        } else if self.bytes().saturating_add(bytes) > self.room.bytes {
             Some(QueueDrop::Bytes)
         } else {
             None
@@ -275,7 +353,7 @@ impl<T> QueueCore<T> {
             (Priority::Normal, _) | (Priority::Critical, DropPolicy::Newest) => {
                 (why != QueueDrop::Items || self.len_of(Priority::Normal) > 0)
                     && self.bytes[Priority::Critical as usize].saturating_add(bytes)
-                        <= self.max_bytes
+                        <= self.room.bytes
             }
         }
     }
@@ -344,6 +422,13 @@ impl<T> QueueCore<T> {
         let (item, bytes) = list.pop_front()?;
         self.bytes[priority as usize] -= bytes;
         self.len -= 1;
+        if self.room != self.bound {
+            self.sink();
+            if self.room == self.bound {
+                // The memory of a list that was longer is given back.
+                self.move_lists();
+            }
+        }
         Some((item, bytes))
     }
 }
@@ -451,6 +536,50 @@ mod tests {
             assert_eq!((core.len(), core.bytes()), (1, 10), "{policy:?}");
             assert_eq!(core.pop_within(Critical, 30), None, "{policy:?}");
         }
+    }
+
+    #[test]
+    fn a_queue_that_becomes_smaller_keeps_what_waits_and_is_full_until_that_has_left() {
+        for (policy, kept) in [
+            (DropPolicy::Oldest, [3, 4, 5, 6, 7, 8, 9, 10]),
+            (DropPolicy::Newest, [2, 3, 4, 5, 6, 7, 8, 9]),
+        ] {
+            let queue = queue(100, 1_000, DropPolicy::Random);
+            for n in 0..10 {
+                queue.enqueue(n, Normal, 1);
+            }
+            queue.reconfigure(QueueConfig { capacity: 4, max_bytes: 1_000, policy });
+            assert_eq!((queue.len(), queue.capacity(), queue.is_full()), (10, 4, true));
+            assert_eq!((queue.dequeue(), queue.dequeue()), (Some(0), Some(1)));
+            // Two have left, and nobody takes their places.
+            let displaced = queue.enqueue(10, Normal, 1);
+            match policy {
+                DropPolicy::Oldest => assert_eq!(displaced, Enqueued::Displaced(vec![2])),
+                _ => assert_eq!(displaced, Enqueued::Refused(10, QueueDrop::Items)),
+            }
+            assert_eq!(drain(&queue), kept);
+            for n in 20..26 {
+                queue.enqueue(n, Normal, 1);
+            }
+            assert_eq!(queue.len(), 4, "{policy:?}");
+            queue.reconfigure(QueueConfig { capacity: 5, max_bytes: 1_000, policy });
+            assert_eq!(queue.enqueue(30, Normal, 1), Enqueued::Queued);
+        }
+    }
+
+    #[test]
+    fn a_queue_of_fewer_bytes_gives_up_one_for_another_until_it_has_sunk() {
+        let queue = queue(100, 100, DropPolicy::Oldest);
+        for n in 0..10 {
+            queue.enqueue(n, Normal, 10);
+        }
+        let config = QueueConfig { capacity: 100, max_bytes: 20, policy: DropPolicy::Oldest };
+        queue.reconfigure(config);
+        assert_eq!(queue.enqueue(10, Normal, 10), Enqueued::Displaced(vec![0]));
+        assert_eq!(drain(&queue), [1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
+        assert_eq!(queue.enqueue(11, Normal, 21), Enqueued::Refused(11, QueueDrop::TooLarge));
+        let core = lock(&queue.core);
+        assert!(core.room == core.bound);
     }
 
     #[test]

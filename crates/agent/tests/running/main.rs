@@ -8,4 +8,5 @@ mod agent;
 mod doctor;
 mod ends;
 mod keeps;
+mod reload;
 mod turns;
