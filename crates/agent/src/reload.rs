@@ -29,7 +29,7 @@ use vahti_runtime::panic::contain_and_log;
 use vahti_runtime::shutdown::Shutdown;
 
 pub(crate) use self::command::reload;
-pub(crate) use self::in_force::{InForce, Outcome};
+pub(crate) use self::in_force::{InForce, Outcome, Status};
 use self::plan::Plan;
 pub(crate) use self::requests::{Inbox, Requests};
 use self::watch::Watch;
@@ -86,9 +86,9 @@ impl Reloader {
             self.reload_contained(Cause::Start);
         }
         loop {
-            inbox.wait(watch.as_ref().map(Watch::fd), None);
+            let is_asked = inbox.wait(watch.as_ref().map(Watch::fd), None);
             let is_another = watch.as_mut().is_some_and(Watch::has_news);
-            if is_another {
+            if is_another && !is_asked {
                 settle(inbox, watch.as_mut());
             }
             let asked = inbox.take();
@@ -238,13 +238,13 @@ fn watch(path: &Path) -> Option<Watch> {
     watch.inspect_err(warn).ok()
 }
 
-/// Waits until whoever writes the file seems to be through with it.
+/// Waits until whoever writes the file seems to be through with it, or somebody
+/// asks, who knows that it is good.
 fn settle(inbox: &Inbox, watch: Option<&mut Watch>) {
     let Some(watch) = watch else { return };
     let begun = Instant::now();
     while begun.elapsed() < SETTLES_AT_MOST {
-        inbox.wait_for(watch.fd(), SETTLES);
-        if !watch.has_news() {
+        if inbox.wait(Some(watch.fd()), Some(SETTLES)) || !watch.has_news() {
             return;
         }
     }

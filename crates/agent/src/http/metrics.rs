@@ -16,6 +16,7 @@ use vahti_runtime::observer::ObserverRuntime;
 use self::process::Process;
 pub(crate) use self::table::TABLE;
 use super::exposition::{Exposition, Format, Kind};
+use crate::reload::{Outcome, Status};
 use crate::run::Running;
 
 type Labels = Vec<(String, String)>;
@@ -51,6 +52,7 @@ impl Metrics {
             metrics.emitter(emitter);
         }
         metrics.store(running);
+        metrics.configuration(&running.in_force.status());
         metrics
     }
 
@@ -96,7 +98,8 @@ impl Metrics {
     /// Events that there were none of yet, so that the first one is seen as a
     /// rise.
     fn zeros(&mut self, observer: &ObserverRuntime) {
-        let allowed = &observer.config().metrics.allowed_labels;
+        let config = observer.config();
+        let allowed = &config.metrics.allowed_labels;
         for [subtype, severity, outcome] in table::known_events(observer.name()) {
             let all = [
                 ("observer", observer.name()),
@@ -146,6 +149,20 @@ impl Metrics {
                 self.samples(line.samples());
             }
         }
+    }
+
+    fn configuration(&mut self, status: &Status) {
+        self.add("vahti_config_generation", &[], status.generation as f64);
+        let successful = f64::from(status.refused.is_none());
+        self.add("vahti_config_last_reload_successful", &[], successful);
+        let at = "vahti_config_last_reload_success_timestamp_seconds";
+        self.add(at, &[], status.success_seconds);
+        for (outcome, count) in Outcome::ALL.iter().zip(status.counts) {
+            let result = [("result", outcome.as_str())];
+            self.add("vahti_config_reloads_total", &result, count as f64);
+        }
+        let waits = status.needs_restart.len() as f64;
+        self.add("vahti_config_restart_needed", &[], waits);
     }
 
     fn process(&mut self, process: &Process) {

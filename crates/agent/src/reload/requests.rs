@@ -72,14 +72,24 @@ impl Requests {
 
 impl Inbox {
     /// Waits until a reload is asked for, or something else has news; no longer
-    /// than this, if it is given.
-    pub(super) fn wait(&self, other: Option<RawFd>, limit: Option<Duration>) {
-        poll(&[Some(self.bell.as_raw_fd()), other], limit);
-    }
-
-    /// Waits until something else has news, and for no reload.
-    pub(super) fn wait_for(&self, other: RawFd, limit: Duration) {
-        poll(&[Some(other)], Some(limit));
+    /// than this, if it is given. Whether one is asked for.
+    pub(super) fn wait(&self, other: Option<RawFd>, limit: Option<Duration>) -> bool {
+        // Entries with a negative descriptor are passed over.
+        let mut entries = [self.bell.as_raw_fd(), other.unwrap_or(-1)].map(|fd| libc::pollfd {
+            fd,
+            events: libc::POLLIN,
+            revents: 0,
+        });
+        let limit = limit.map_or(-1, |limit| i32::try_from(limit.as_millis()).unwrap_or(i32::MAX));
+        // SAFETY: `entries` is writable for its length.
+        let count =
+            unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, limit) };
+        let error = io::Error::last_os_error();
+        if count < 0 && error.kind() != io::ErrorKind::Interrupted {
+            tracing::warn!(%error, "reloads can't be waited for");
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        count > 0 && entries[0].revents != 0
     }
 
     /// All who have asked until now.
@@ -102,24 +112,6 @@ impl Asked {
             if let Err(error) = client.write_all(document.as_bytes()) {
                 tracing::debug!(%error, "who asked for a reload went away");
             }
-        }
-    }
-}
-
-fn poll(all: &[Option<RawFd>], limit: Option<Duration>) {
-    let mut entries: Vec<libc::pollfd> = all
-        .iter()
-        .flatten()
-        .map(|fd| libc::pollfd { fd: *fd, events: libc::POLLIN, revents: 0 })
-        .collect();
-    let limit = limit.map_or(-1, |limit| i32::try_from(limit.as_millis()).unwrap_or(i32::MAX));
-    // SAFETY: `entries` is writable for its length.
-    let count = unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, limit) };
-    if count < 0 {
-        let error = io::Error::last_os_error();
-        if error.kind() != io::ErrorKind::Interrupted {
-            tracing::warn!(%error, "reloads can't be waited for");
-            std::thread::sleep(Duration::from_secs(1));
         }
     }
 }
