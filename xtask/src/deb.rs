@@ -21,6 +21,7 @@ const FILES: &[(&str, &str, u32)] = &[
     ("README.md", "usr/share/doc/vahti/README.md", 0o644),
     ("docs/install.md", "usr/share/doc/vahti/docs/install.md", 0o644),
     ("docs/config.md", "usr/share/doc/vahti/docs/config.md", 0o644),
+    ("docs/reload.md", "usr/share/doc/vahti/docs/reload.md", 0o644),
     ("docs/events.md", "usr/share/doc/vahti/docs/events.md", 0o644),
     ("docs/ledger.md", "usr/share/doc/vahti/docs/ledger.md", 0o644),
     ("docs/otlp.md", "usr/share/doc/vahti/docs/otlp.md", 0o644),

@@ -92,14 +92,18 @@ impl Reloader {
                 settle(inbox, watch.as_mut());
             }
             let asked = inbox.take();
+            // Dropped when all is answered: that takes the kernel some time.
+            let mut before = None;
             if is_another || (!asked.is_empty() && watch.is_none()) {
                 // The way to it may be another one, and is watched before it is read.
+                before = watch.take();
                 watch = self.path.as_deref().and_then(self::watch);
             }
             if !asked.is_empty() || is_another {
                 let cause = if asked.is_empty() { Cause::File } else { Cause::Asked };
                 asked.answer(&self.reload_contained(cause));
             }
+            drop(before);
         }
     }
 
