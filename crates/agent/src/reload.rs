@@ -133,6 +133,10 @@ impl Reloader {
         };
         let _told = (cause != Cause::Start).then(|| self.reloading.begins(&self.running));
         match self.read(path) {
+            // Nobody has asked, and there is nothing to tell.
+            Ok((wanted, _)) if cause == Cause::Start && self.running.in_force.is(&wanted) => {
+                Value::Null
+            }
             Ok((wanted, plan)) => self.accept(wanted, plan, cause),
             Err(invalid) => self.refuse(&invalid),
         }

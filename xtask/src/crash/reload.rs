@@ -3,11 +3,16 @@
 //!
 //! In the first half all is kept, whatever else changes: each event that was made
 //! must arrive, once. In the second half shares are kept: what arrived and what
-//! was sampled out must come to what was made, and the weights of what arrived
-//! must stand for it.
+//! was sampled out must come to what was made, and each that arrived must carry
+//! what decided. All faults are of one process, and so of one trace, which a share
+//! keeps or does not as a whole.
+//!
+//! It is about reloads, not about machines that have other work: the queues hold
+//! more than is made, and the agent goes before others.
 
 use std::fs;
 use std::io::{BufRead, BufReader, PipeReader};
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::Stdio;
 use std::sync::Mutex;
@@ -29,7 +34,8 @@ const INTERVAL: Duration = Duration::from_millis(40);
 struct Arrived {
     /// By fault of ours how often.
     times: Vec<u8>,
-    weight: f64,
+    /// Those whose weight is not that of their threshold.
+    odd: u64,
     /// All lines, those about others' faults as well.
     lines: u64,
 }
@@ -50,6 +56,7 @@ pub(super) fn run(folder: &Path, reloads: u64, per_second: u64) -> Result<(), St
     let (reader, writer) = std::io::pipe().map_err(|e| e.to_string())?;
     let mut agent = Agent::start_writing_to(&place, Stdio::from(writer))?;
     agent.watches()?;
+    go_first(agent.pid());
     let arrived = Mutex::default();
     let mut tally = Tally::default();
     let mut halves = Vec::new();
@@ -67,6 +74,15 @@ pub(super) fn run(folder: &Path, reloads: u64, per_second: u64) -> Result<(), St
     conclude(reloads, halves, tally)
 }
 
+/// Has all threads of a process go before those of others, where that is allowed.
+fn go_first(pid: u32) {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    for id in tasks.filter_map(|task| task.file_name().to_str()?.parse().ok()) {
+        // SAFETY: no memory is involved.
+        unsafe { libc::setpriority(libc::PRIO_PROCESS, id, -10) };
+    }
+}
+
 /// What became of one half.
 struct Half {
     made: u64,
@@ -74,7 +90,7 @@ struct Half {
     /// Ours that arrived, each once.
     told: u64,
     twice: u64,
-    weight: f64,
+    odd: u64,
     produced: u64,
     sampled_out: u64,
     delivered: u64,
@@ -93,8 +109,7 @@ fn half(
     tally: &mut Tally,
     (reloads, per_second, samples): (std::ops::Range<u64>, u64, bool),
 ) -> Result<Half, String> {
-    settle(place, arrived)?;
-    let before = Account::of(&place.ledger());
+    let before = Account::of(&settle(place, arrived)?);
     *lock(arrived) = Arrived::default();
     let over = AtomicBool::new(false);
     let begun = Instant::now();
@@ -112,8 +127,7 @@ fn half(
         makes.join().map_err(|_| "the faults panicked".to_owned())
     })?;
     let seconds = begun.elapsed().as_secs_f64();
-    settle(place, arrived)?;
-    let ledger = place.ledger();
+    let ledger = settle(place, arrived)?;
     let after = Account::of(&ledger);
     let arrived = lock(arrived);
     Ok(Half {
@@ -122,7 +136,7 @@ fn half(
         told: made.iter().zip(&arrived.times).filter(|(made, times)| **made && **times > 0).count()
             as u64,
         twice: arrived.times.iter().filter(|times| **times > 1).count() as u64,
-        weight: arrived.weight,
+        odd: arrived.odd,
         produced: after.produced - before.produced,
         sampled_out: after.sampled_out - before.sampled_out,
         delivered: after.delivered - before.delivered,
@@ -153,33 +167,58 @@ fn make(per_second: u64, over: &AtomicBool) -> Vec<bool> {
     made
 }
 
-/// Reads events to the end.
+/// Reads events to the end, faster than they come.
 fn read(reader: PipeReader, arrived: &Mutex<Arrived>) -> Result<(), String> {
     let ours = format!("\"pid\":{},", std::process::id());
-    for line in BufReader::with_capacity(1 << 20, reader).lines() {
-        let line = line.map_err(|e| e.to_string())?;
+    let mut lines = BufReader::with_capacity(1 << 20, reader);
+    let mut line = String::new();
+    loop {
+        line.clear();
+        if lines.read_line(&mut line).map_err(|e| e.to_string())? == 0 {
+            return Ok(());
+        }
         let mut arrived = lock(arrived);
         arrived.lines += 1;
-        if !line.contains(&ours) || !line.contains("\"connection_refused\"") {
-            continue;
+        if line.contains(&ours) && line.contains("\"connection_refused\"") {
+            arrived.add(&line)?;
         }
-        let event: Value = serde_json::from_str(&line).map_err(|e| format!("{e}: {line}"))?;
-        let Some(number) = number_of(&event) else { continue };
-        if arrived.times.len() <= number {
-            arrived.times.resize(number + 1, 0);
-        }
-        let times = &mut arrived.times[number];
-        *times = times.saturating_add(1);
-        arrived.weight += event["weight"].as_f64().unwrap_or(1.0);
     }
-    Ok(())
+}
+
+impl Arrived {
+    fn add(&mut self, line: &str) -> Result<(), String> {
+        let number = number_of(line).ok_or_else(|| format!("of which fault is {line}"))?;
+        if self.times.len() <= number {
+            self.times.resize(number + 1, 0);
+        }
+        let times = &mut self.times[number];
+        *times = times.saturating_add(1);
+        self.odd += u64::from(!carries_what_decided(line));
+        Ok(())
+    }
+}
+
+/// What stands behind a key, up to the end of its value.
+fn behind<'a>(line: &'a str, key: &str) -> Option<&'a str> {
+    let (_, rest) = line.split_once(key)?;
+    rest.split(['"', ',', '}']).next()
 }
 
 /// Which fault it was, by its address.
-fn number_of(event: &Value) -> Option<usize> {
-    let address: std::net::Ipv4Addr = event["network"]["peer"]["address"].as_str()?.parse().ok()?;
+fn number_of(line: &str) -> Option<usize> {
+    let address: Ipv4Addr = behind(line, "\"peer\":{\"address\":\"")?.parse().ok()?;
     let [127, b, c, d] = address.octets() else { return None };
     usize::try_from(u32::from_be_bytes([0, b.wrapping_sub(1), c, d])).ok()
+}
+
+/// Whether its weight is one in the share that its threshold leaves.
+fn carries_what_decided(line: &str) -> bool {
+    let weight: Option<f64> = behind(line, "\"weight\":").and_then(|text| text.parse().ok());
+    // Hexadecimal digits of 56 bits, without zeros at the end.
+    let digits = behind(line, "\"threshold\":\"").unwrap_or("0");
+    let Ok(threshold) = u64::from_str_radix(&format!("{digits:0<14}"), 16) else { return false };
+    let share = 1.0 - threshold as f64 / (1_u64 << 56) as f64;
+    weight.is_some_and(|weight| (weight * share - 1.0).abs() < 1e-9)
 }
 
 /// Puts a configuration in the place of the one before, and has it read. It may
@@ -258,7 +297,7 @@ fn configuration(folder: &Path, n: u64, mistake: Option<&Mistake>) -> String {
     let one = |all: &[&'static str]| all[n as usize % all.len()];
     let share = match n {
         0..1_000_000 => "1.0",
-        _ => one(&["0.5", "0.1", "0.9", "0.25", "0.75", "0.33", "1.0"]),
+        _ => one(&["0.5", "0.1", "0.9", "0.0", "0.75", "0.33", "1.0"]),
     };
     let rule = match n {
         0..1_000_000 => format!("subtype: connection_refused, rate: 0.{n}, keep_all: true"),
@@ -267,11 +306,11 @@ fn configuration(folder: &Path, n: u64, mistake: Option<&Mistake>) -> String {
     };
     let (log, policy) = (one(&["info", "warn", "error"]), one(&["oldest", "newest", "random"]));
     let labels = one(&["type, subtype", "observer, subtype, severity", "", "outcome, type"]);
-    let (queue, series, seconds) = (60_000 + n % 1_000 * 10, 50 + n % 50, 1 + n % 60);
+    let (queue, series, seconds) = (1_000_000 + n % 1_000 * 10, 50 + n % 50, 1 + n % 60);
     let store = folder.join("store");
     let mut lines = vec![
         format!("log: {log}"),
-        "limits: {memory: 256MiB}".to_owned(),
+        "limits: {memory: 4GiB}".to_owned(),
         format!("store: {{path: {}, max_bytes: 8GiB, max_age: {}h}}", store.display(), 2 + n % 9),
         "emitters:".to_owned(),
         format!("  - {{type: stdout, format: json, drain_interval: {}ms}}", 1 + n % 20),
@@ -324,8 +363,9 @@ impl Account {
     }
 }
 
-/// Waits until nothing is on its way any more, and all that was delivered is read.
-fn settle(place: &Place, arrived: &Mutex<Arrived>) -> Result<(), String> {
+/// Waits until nothing is on its way any more, and all that was delivered is read;
+/// the ledger then.
+fn settle(place: &Place, arrived: &Mutex<Arrived>) -> Result<Value, String> {
     let begun = Instant::now();
     let mut before = None;
     loop {
@@ -340,7 +380,7 @@ fn settle(place: &Place, arrived: &Mutex<Arrived>) -> Result<(), String> {
             .sum();
         let now = (lock(arrived).lines, Account::of(&ledger).produced);
         if !ledger.is_null() && open == 0 && before == Some(now) {
-            return Ok(());
+            return Ok(ledger);
         }
         before = Some(now);
         if begun.elapsed() > Duration::from_secs(60) {
@@ -402,12 +442,10 @@ impl Half {
         must(self.lines == self.delivered, lines);
         let kept = self.produced - self.sampled_out;
         must(kept == self.delivered, format!("{kept} were kept, {} delivered", self.delivered));
+        must(self.odd == 0, format!("{} carry a weight that is not theirs", self.odd));
         if self.samples {
-            // A tenth is the smallest share: a variance of nine each at the most.
-            let six_sigma = 6.0 * 3.0 * (self.made as f64).sqrt();
-            let off = (self.weight - self.made as f64).abs();
-            must(off < six_sigma, format!("weights come to {} for {}", self.weight, self.made));
-            must(self.sampled_out > 0, "nothing was sampled out".to_owned());
+            let (told, out) = (self.told, self.sampled_out);
+            must(told > 0 && out > 0, format!("{told} were kept, {out} sampled out"));
         } else {
             must(self.sampled_out == 0, format!("{} were sampled out", self.sampled_out));
         }
@@ -436,8 +474,22 @@ mod tests {
     fn a_fault_is_known_by_its_address() {
         for n in [0, 1, 255, 256, 1_000_000] {
             let address = closed_port(n).ip().to_string();
-            let event = json!({"network": {"peer": {"address": address}}});
-            assert_eq!(number_of(&event), Some(n as usize));
+            let line = format!(r#"{{"network":{{"peer":{{"address":"{address}","port":1}}}}}}"#);
+            assert_eq!(number_of(&line), Some(n as usize));
+        }
+    }
+
+    #[test]
+    fn a_weight_is_compared_with_its_threshold() {
+        for (line, good) in [
+            (r#""weight":1.0}"#, true),
+            (r#""weight":2.0,"sampling":{"threshold":"8"}}"#, true),
+            (r#""weight":4.0,"sampling":{"threshold":"c"}}"#, true),
+            (r#""weight":2.0,"sampling":{"threshold":"c"}}"#, false),
+            (r#""weight":2.0}"#, false),
+            (r#""sampling":{"threshold":"c"}}"#, false),
+        ] {
+            assert_eq!(carries_what_decided(line), good, "{line}");
         }
     }
 }

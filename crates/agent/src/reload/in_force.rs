@@ -101,6 +101,11 @@ impl InForce {
         self.lock().division.clone()
     }
 
+    /// Whether this is the one that was accepted last.
+    pub(crate) fn is(&self, wanted: &Config) -> bool {
+        self.lock().accepted == *wanted
+    }
+
     /// What is to be done for this configuration, if anything is.
     ///
     /// # Errors

@@ -32,7 +32,7 @@ const fn row(path: &'static str, when: When, remark: &'static str) -> Row {
 use When::{Depends, Now, Restart};
 
 pub(crate) const TABLE: &[Row] = &[
-    row("node_name", Restart, "it is in the ids of what is linked across nodes"),
+    row("node_name", Restart, "every event carries it"),
     row("log", Now, ""),
     row("observers.*.enabled", Restart, "programs are loaded at the start"),
     row("observers.*.export_normal_exits", Restart, ""),
@@ -56,7 +56,7 @@ pub(crate) const TABLE: &[Row] = &[
         "a label that is not allowed any more is gone at once, and series that are alike then are \
          one, with their sum; a lower max_series takes in no more and puts nothing out",
     ),
-    row("emitters", Restart, "how many there are, and their names and types"),
+    row("emitters", Restart, "how many there are, and all of theirs that has no row of its own"),
     row("emitters[].critical", Restart, ""),
     row("emitters[].durable", Restart, ""),
     row("emitters[].max_retries", Now, "from the next try on"),
