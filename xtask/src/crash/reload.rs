@@ -93,7 +93,8 @@ struct Half {
     odd: u64,
     produced: u64,
     sampled_out: u64,
-    delivered: u64,
+    /// Events that were delivered, and what they stand for.
+    delivered: [u64; 2],
     lines: u64,
     lost: u64,
     differences: u64,
@@ -139,7 +140,7 @@ fn half(
         odd: arrived.odd,
         produced: after.produced - before.produced,
         sampled_out: after.sampled_out - before.sampled_out,
-        delivered: after.delivered - before.delivered,
+        delivered: [0, 1].map(|n| after.delivered[n] - before.delivered[n]),
         lines: arrived.lines,
         lost: after.lost - before.lost,
         differences: super::overload::differences(&ledger),
@@ -334,7 +335,7 @@ fn configuration(folder: &Path, n: u64, mistake: Option<&Mistake>) -> String {
 struct Account {
     produced: u64,
     sampled_out: u64,
-    delivered: u64,
+    delivered: [u64; 2],
     lost: u64,
 }
 
@@ -349,13 +350,14 @@ impl Account {
         for failed in all(&network["records"]["failed"]) {
             lost += number(&failed["records"]);
         }
-        let mut delivered = 0;
+        let mut delivered = [0; 2];
         for lane in all(&network["lanes"]) {
             let dropped = all(&lane["dropped"]);
             lost += dropped.iter().map(|d| number(&d["occurrences"])).sum::<u64>();
             lost += number(&lane["rejected"]["occurrences"]);
             if lane["emitter"] == "stdout" {
-                delivered = number(&lane["delivered"]["envelopes"]);
+                delivered =
+                    ["envelopes", "occurrences"].map(|part| number(&lane["delivered"][part]));
             }
         }
         let (produced, sampled_out) = (events("produced"), events("sampled_out"));
@@ -400,6 +402,8 @@ fn conclude(reloads: u64, halves: Vec<Half>, mut tally: Tally) -> Result<(), Str
             format!("{} of {}", half.sampled_out, half.produced),
         );
         figure("  lost, told twice", format!("{}, {}", half.missing(), half.twice));
+        // Whoever else fails on this machine is seen, and fills the same ring.
+        figure("  of others meanwhile", half.produced.saturating_sub(half.made));
         figure("  not accounted for", half.differences);
         figure("  resident memory at most, MiB", half.rss >> 20);
         tally.wrong.extend(half.wrong());
@@ -438,10 +442,10 @@ impl Half {
         must(self.twice == 0, format!("{} events were told twice", self.twice));
         must(self.differences == 0, format!("{} are not accounted for", self.differences));
         must(self.produced >= self.made, format!("{} of {} were seen", self.produced, self.made));
-        let lines = format!("{} lines for {} delivered", self.lines, self.delivered);
-        must(self.lines == self.delivered, lines);
+        let [events, occurrences] = self.delivered;
+        must(self.lines == events, format!("{} lines for {events} delivered", self.lines));
         let kept = self.produced - self.sampled_out;
-        must(kept == self.delivered, format!("{kept} were kept, {} delivered", self.delivered));
+        must(kept == occurrences, format!("{kept} were kept, {occurrences} delivered"));
         must(self.odd == 0, format!("{} carry a weight that is not theirs", self.odd));
         if self.samples {
             let (told, out) = (self.told, self.sampled_out);
