@@ -227,7 +227,7 @@ fn what_is_kept_changes_from_one_event_to_the_next_and_nothing_is_lost() {
     let Some(mut it) = Reloaded::start(&["--emit", &emit]) else { return };
     let kept = |port: u16| {
         let text = fs::read_to_string(out.path().join("e")).unwrap_or_default();
-        text.contains(&format!("\"port\":{port}"))
+        text.contains(&format!("\"peer\":{{\"address\":\"127.0.0.1\",\"port\":{port}}}"))
     };
     let first = refuse();
     until("the first is kept", || kept(first));
@@ -236,6 +236,13 @@ fn what_is_kept_changes_from_one_event_to_the_next_and_nothing_is_lost() {
     fs::write(it.file(), none).unwrap();
     until("it is asked for", || it.reload().0 == Some(0));
     let second = refuse();
+    until("the second is decided", || {
+        let observer = &it.agent.ledger()["observers"][0];
+        let is_none = |value: &serde_json::Value| value == 0;
+        is_none(&observer["ring"]["in_ring"])
+            && is_none(&observer["records"]["processing"])
+            && observer["events"]["sampled_out"]["occurrences"].as_u64() >= Some(1)
+    });
     fs::write(it.file(), FIRST).unwrap();
     until("it is asked for", || it.reload().0 == Some(0));
     let third = refuse();
