@@ -13,6 +13,9 @@ use std::process::Command;
 
 /// Which parts to run; none named means all.
 pub(crate) fn run(parts: &[&str]) -> Result<(), String> {
+    if let ["reload", options @ ..] = parts {
+        return crate::crash::reloads(options);
+    }
     const AGENT: [&str; 5] = ["latency", "commit", "start", "idle", "storm"];
     const RUNTIME: [&str; 7] =
         ["queue", "sampler", "pipeline", "lines", "network", "store", "otlp"];

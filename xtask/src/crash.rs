@@ -10,6 +10,7 @@ mod load;
 mod outage;
 mod overload;
 mod proof;
+mod reload;
 mod rounds;
 mod slow;
 
@@ -42,8 +43,19 @@ pub(crate) fn run(args: &[&str]) -> Result<(), String> {
     in_folder("crash", |folder| rounds::run(folder, &plan))
 }
 
-/// As a step of CI: kills, then an outage and an overload, short ones; says so
-/// where they can't run.
+/// Runs `bench reload`: reloads under load, and counts every event.
+pub(crate) fn reloads(args: &[&str]) -> Result<(), String> {
+    if let Some(why) = cannot() {
+        return Err(why);
+    }
+    let reloads = option(args, "--reloads")?.unwrap_or(1_000);
+    let per_second = option(args, "--events")?.unwrap_or(20_000);
+    build()?;
+    in_folder("reload", |folder| reload::run(folder, reloads, per_second))
+}
+
+/// As a step of CI: kills, then an outage, an overload and reloads, short ones;
+/// says so where they can't run.
 pub(crate) fn in_ci() -> Result<(), String> {
     let why = match cannot() {
         Some(why) => Some(why),
@@ -58,7 +70,8 @@ pub(crate) fn in_ci() -> Result<(), String> {
     }
     run(&["--kills", "200"])?;
     in_folder("outage", |folder| outage::run(folder, 50_000))?;
-    in_folder("overload", |folder| overload::run(folder, Duration::from_secs(5), true))
+    in_folder("overload", |folder| overload::run(folder, Duration::from_secs(5), true))?;
+    in_folder("reload", |folder| reload::run(folder, 100, 20_000))
 }
 
 /// Makes faults until it is killed; how the processes of the load begin.

@@ -22,6 +22,9 @@ usage: cargo xtask <command>
   bench [PART]...
                measure: queue, sampler, pipeline, network; latency, start, idle,
                storm (the last four as root, with the release binary)
+  bench reload [--reloads N] [--events PER_SECOND]
+               so many reloads (1,000) under so many events a second (20,000),
+               every tenth of them invalid; every event is counted (as root)
   crash [--kills N] [--seed S] [--max-bytes SIZE]
                kill the release binary at random moments under load, and look
                up what it promised (as root; 200 kills, a store that keeps all)

@@ -152,6 +152,13 @@ impl Division {
         Ok(Division { budget, parts, limits })
     }
 
+    /// Whether everything that is made at the start would be made as another
+    /// division had it made: only lanes differ.
+    pub(crate) fn leaves_as_made(&self, other: &Division) -> bool {
+        let made = |division: &Division| Limits { lane_bytes: 0, ..division.limits };
+        made(self) == made(other)
+    }
+
     /// Gives the lanes whose size was not set what is left for them.
     pub(crate) fn apply(&self, config: &mut Config) {
         let observers = &mut config.observers;

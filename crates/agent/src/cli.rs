@@ -86,6 +86,10 @@ pub(crate) enum Command {
     /// Shows how much the agent that runs tells about itself, or changes that.
     #[command(after_help = LOG_EXAMPLES)]
     Log(LogArgs),
+    /// Has the agent that runs read its configuration now, and tells what came of
+    /// it.
+    #[command(after_help = RELOAD_EXAMPLES)]
+    Reload(ReloadArgs),
     /// Prints completions for a shell.
     #[command(after_help = COMPLETIONS_EXAMPLES)]
     Completions {
@@ -101,7 +105,8 @@ line goes before the configuration file, the file before the environment, the
 environment before the defaults.
 
 SIGTERM and SIGINT deliver what was accepted, within limits.drain_deadline,
-and end; a second one ends at once.
+and end; a second one ends at once. SIGHUP, and a change of the configuration
+file, have that read again.
 
 Examples:
   vahti run
@@ -178,13 +183,23 @@ Examples:
   vahti health --json | jq '.observers[] | select(.status != \"healthy\")'";
 
 const LOG_EXAMPLES: &str = "\
-A level holds until another is set, or the agent ends. Environment:
-VAHTI_SOCKET.
+A level holds until another is set, the configuration file has another one than
+before, or the agent ends. Environment: VAHTI_SOCKET.
 
 Examples:
   vahti log
   vahti log debug
   vahti log --json | jq .held_back";
+
+const RELOAD_EXAMPLES: &str = "\
+The agent does so by itself when its file changes, and on SIGHUP. What of the
+configuration needs a restart is told, and stays as it is. One that is wrong is
+refused as a whole: exits with 1, and what was in force stays in force.
+Environment: VAHTI_SOCKET.
+
+Examples:
+  vahti reload
+  vahti reload --json | jq '.changes[] | select(.applied | not)'";
 
 const COMPLETIONS_EXAMPLES: &str = "\
 Examples:
@@ -361,6 +376,17 @@ pub(crate) struct HealthArgs {
 pub(crate) struct LogArgs {
     /// What it is to tell from now on: off, error, warn, info, debug or trace.
     pub(crate) level: Option<LogLevel>,
+    /// Prints JSON.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The socket of the agent; /run/vahti/vahti.sock as root.
+    #[arg(long, value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+}
+
+/// The arguments of `vahti reload`.
+#[derive(Debug, Args)]
+pub(crate) struct ReloadArgs {
     /// Prints JSON.
     #[arg(long)]
     pub(crate) json: bool,

@@ -69,6 +69,20 @@ pub(crate) fn start(
     own.into_iter().chain(others).collect()
 }
 
+/// Serves emitters that run as this configuration has it.
+pub(crate) fn serve_otherwise(config: &Config, limits: &Limits, emitters: &[EmitterHandle]) {
+    for emitter in &config.emitters.0 {
+        let named = emitters.iter().find(|handle| handle.name() == emitter.name());
+        if let Some(handle) = named {
+            let max_batch_bytes = limits.batch_bytes;
+            handle.reconfigure(vahti_runtime::delivery::EmitterConfig {
+                max_batch_bytes,
+                ..served(emitter, config)
+            });
+        }
+    }
+}
+
 /// Where the store is to be; `None` if there is to be none. Where it is not
 /// said, that is for `default_path` to say.
 ///

@@ -21,6 +21,7 @@ use vahti_runtime::observer::ObserverRuntime;
 
 pub(crate) use self::command::health;
 pub(crate) use self::pulse::Pulse;
+use crate::reload;
 use crate::run::{Running, emitter_state};
 
 /// One thing that is looked at, and why it is not well, if it is not.
@@ -59,6 +60,8 @@ pub(crate) struct Report {
     pub(crate) ready: Vec<Check>,
     pub(crate) observers: Vec<ObserverHealth>,
     emitters: Vec<Value>,
+    /// `None` before the start.
+    configuration: Option<reload::Status>,
     status: HealthStatus,
     uptime_seconds: f64,
 }
@@ -78,6 +81,7 @@ impl Report {
             ready: ready.collect(),
             live,
             emitters: running.emitters.iter().map(emitter_state).collect(),
+            configuration: Some(running.in_force.status()),
             uptime_seconds: running.since.elapsed().as_secs_f64(),
             status,
             observers,
@@ -91,6 +95,7 @@ impl Report {
             ready: vec![Check { name: "start".to_owned(), why: Some(why.clone()) }],
             observers: Vec::new(),
             emitters: Vec::new(),
+            configuration: None,
             status: HealthStatus::degraded(why),
             uptime_seconds: 0.0,
         }
@@ -98,6 +103,20 @@ impl Report {
 
     pub(crate) fn is_healthy(&self) -> bool {
         self.status.health < Health::Unhealthy
+    }
+
+    /// What is told beside the checks: a configuration that was refused makes the
+    /// agent no less ready, as the one before stays in force.
+    pub(crate) fn note(&self) -> Option<String> {
+        let status = self.configuration.as_ref()?;
+        let mut note = format!("[+]configuration ok: generation {}", status.generation);
+        if let Some(why) = &status.refused {
+            note.push_str(&format!("; a new one was refused: {}", escape_text(why)));
+        }
+        if !status.needs_restart.is_empty() {
+            note.push_str(&format!("; needs a restart: {}", status.needs_restart.join(", ")));
+        }
+        Some(note)
     }
 
     pub(crate) fn to_json(&self) -> Value {
@@ -115,6 +134,7 @@ impl Report {
             "checks": {"live": checks(&self.live), "ready": checks(&self.ready)},
             "observers": self.observers.iter().map(ObserverHealth::to_json).collect::<Vec<_>>(),
             "emitters": self.emitters,
+            "configuration": self.configuration.as_ref().map(reload::Status::to_json),
         })
     }
 }
@@ -155,7 +175,10 @@ fn status(running: &Running, observers: &[ObserverHealth], live: &[Check]) -> He
         let why = failing(emitter)?;
         Some(HealthStatus::degraded(format!("emitter {}: {why}", emitter.name())))
     });
-    let all = stuck.chain(observers).chain(emitters);
+    let refused = running.in_force.status().refused.into_iter();
+    let refused =
+        refused.map(|why| HealthStatus::degraded(format!("configuration refused: {why}")));
+    let all = stuck.chain(observers).chain(emitters).chain(refused);
     let ill = all.filter(|status| status.health > Health::Healthy);
     // The first of the worst.
     ill.fold(

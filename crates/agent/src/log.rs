@@ -30,7 +30,7 @@ static LOG: Log = Log::new(stderr::write_now, Instant::now);
 /// Starts logging. Once per process.
 pub(crate) fn start(settings: LogSettings) -> Ends {
     LOG.level.store(settings.level as u8, Ordering::Relaxed);
-    LOG.is_json.store(settings.format == LogFormat::Json, Ordering::Relaxed);
+    set_format(settings.format);
     // Somebody else logs already, in a test.
     tracing::subscriber::set_global_default(&LOG).unwrap_or_default();
     Ends
@@ -46,6 +46,11 @@ pub(crate) fn tells_failures_as_json() -> bool {
 pub(crate) fn set_level(level: LogLevel) {
     LOG.level.store(level as u8, Ordering::Relaxed);
     tracing_core::callsite::rebuild_interest_cache();
+}
+
+/// Changes how lines are written from now on.
+pub(crate) fn set_format(format: LogFormat) {
+    LOG.is_json.store(format == LogFormat::Json, Ordering::Relaxed);
 }
 
 /// Changes how much is told because somebody asked for it, and tells that: at

@@ -22,6 +22,7 @@ mod notify;
 mod output;
 mod patience;
 mod proofs;
+mod reload;
 mod report;
 mod resident;
 mod run;
@@ -65,6 +66,7 @@ fn main() -> ExitCode {
         Command::Ledger(args) => ledger::ledger(&args),
         Command::Health(args) => health::health(&args),
         Command::Log(args) => log::command::log(&args),
+        Command::Reload(args) => reload::reload(&args),
         Command::Completions { shell } => completions(shell),
     })
 }

@@ -11,10 +11,14 @@ use std::io;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use vahti_runtime::event::escape_text;
 use vahti_runtime::shutdown::Shutdown;
+
+use crate::run::Running;
 
 /// The manager may be busy, but nothing here may wait for it for long.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -73,10 +77,12 @@ impl Manager {
         status: impl Fn() -> Status,
         shutdown: Shutdown,
         drain_deadline: Duration,
+        reloading: &Reloading,
     ) {
         let mut told = status_line(&status().text);
         if !shutdown.has_begun() {
             self.tell(&format!("READY=1\n{told}"));
+            reloading.0.store(true, Ordering::Release);
         }
         let mut stuck = None;
         while !self.begins_within_a_beat(&shutdown).await {
@@ -123,6 +129,45 @@ impl Manager {
         }
         *before = stuck;
     }
+}
+
+/// Whether the manager was told that all is up: only then is it told of reloads.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Reloading(Arc<AtomicBool>);
+
+/// A reload that the manager knows of; it is over when this is dropped.
+pub(crate) struct Reload<'a> {
+    manager: Option<Manager>,
+    running: &'a Running,
+}
+
+impl Reloading {
+    /// One begins now.
+    pub(crate) fn begins<'a>(&self, running: &'a Running) -> Reload<'a> {
+        let is_up = self.0.load(Ordering::Acquire);
+        let manager = is_up.then(Manager::from_environment).flatten();
+        if let Some(manager) = &manager {
+            // By the clock that the manager compares with.
+            let now = monotonic().as_micros();
+            manager.tell(&format!("RELOADING=1\nMONOTONIC_USEC={now}"));
+        }
+        Reload { manager, running }
+    }
+}
+
+impl Drop for Reload<'_> {
+    fn drop(&mut self) {
+        if let Some(manager) = &self.manager {
+            manager.tell(&format!("READY=1\n{}", status_line(&self.running.status().text)));
+        }
+    }
+}
+
+fn monotonic() -> Duration {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is writable; the clock is always there.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut now) };
+    Duration::new(now.tv_sec.unsigned_abs(), u32::try_from(now.tv_nsec).unwrap_or(0))
 }
 
 fn status_line(text: &str) -> String {
@@ -204,7 +249,10 @@ mod tests {
         let now = std::sync::Arc::clone(&stuck);
         let status = move || Status { text: "fine".to_owned(), stuck: now.lock().unwrap().clone() };
         let (trigger, shutdown) = channel();
-        let attends = tokio::spawn(ours.attend(status, shutdown, Duration::from_secs(5)));
+        let reloading = Reloading::default();
+        let attends = tokio::spawn(async move {
+            ours.attend(status, shutdown, Duration::from_secs(5), &reloading).await;
+        });
         let wait = || tokio::time::sleep(Duration::from_millis(200));
         wait().await;
         let first = told();

@@ -1,5 +1,6 @@
 //! `vahti run`: build, run, drain.
 
+use std::ffi::OsString;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +17,7 @@ use vahti_runtime::observer::ObserverRuntime;
 use vahti_runtime::shutdown::{self, Shutdown};
 use vahti_runtime::supervisor::{Report, Supervisor};
 
-use crate::budget::Division;
+use crate::budget::{Division, Limits};
 use crate::cli::RunArgs;
 use crate::config::Config;
 use crate::config::settings;
@@ -24,10 +25,11 @@ use crate::control::{self, Control, ControlError, Found, Reply};
 use crate::gap::GapObserver;
 use crate::health::{self, Pulse};
 use crate::losses::NotKept;
-use crate::notify::{Manager, Status};
+use crate::notify::{Manager, Reloading, Status};
 use crate::output::{FAILURE, Failed, Outcome, SUCCESS};
 use crate::patience::Patience;
 use crate::proofs::ProofMakers;
+use crate::reload::{InForce, Inbox, Reloader, Requests};
 use crate::resident::{self, Resident};
 use crate::signals::Signals;
 use crate::{emitters, http, log, losses, socket, store_path, wiring};
@@ -41,12 +43,7 @@ const END_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Watches this node until it is told to stop.
 pub(crate) fn run(args: &RunArgs) -> Outcome {
-    let mut config = settings::resolve(args.overrides(), |name| std::env::var_os(name))
-        .map_err(|invalid| Failed::usage(invalid.to_string()))?;
-    let division =
-        Division::of(&config).map_err(|unmet| Failed::usage(unmet.field().to_string()))?;
-    division.apply(&mut config);
-    let limits = division.limits;
+    let (config, limits, in_force) = configuration(args)?;
     let _told = log::start(config.log);
     // Before any thread is started, so that all of them have them blocked.
     let signals = Signals::block().map_err(|e| system("block signals", &e))?;
@@ -56,21 +53,23 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     let (trigger, shutdown) = shutdown::channel();
     let nobody_reads = trigger.clone();
     // Before anything is waited for.
-    signals.watch(move || trigger.begin()).map_err(|e| system("watch signals", &e))?;
+    let (requests, inbox) = Requests::new().map_err(|e| system("make a socket", &e))?;
+    let asked = requests.clone();
+    signals
+        .watch(move || trigger.begin(), move || asked.by_signal())
+        .map_err(|e| system("watch signals", &e))?;
     let patience = Patience::of(config.limits.drain_deadline.0, shutdown.clone());
-    let _control = control(args, &running, &makers, &patience)?;
+    let _control = control(args, &running, &makers, requests, &patience)?;
     if shutdown.has_begun() {
         return Ok(SUCCESS);
     }
     // Before anything is made on the disk.
     rights::check().map_err(|error| wiring::refusal(&error))?;
-    let store = match folder {
-        None => None,
-        Some(folder) => match emitters::open_store(&config, folder, &limits, &patience)? {
-            // Told to stop before there was anything to end.
-            None => return Ok(SUCCESS),
-            store => store,
-        },
+    let open = |folder| emitters::open_store(&config, folder, &limits, &patience);
+    let store = match folder.map(open).transpose()? {
+        // Told to stop before there was anything to end.
+        Some(None) => return Ok(SUCCESS),
+        store => store.flatten(),
     };
     answer_over_http(&config, &running);
     let mut unless_started = EndUnlessStarted(store.clone());
@@ -92,7 +91,7 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
         gap,
         store,
         store_bytes: Arc::default(),
-        division: Some(division),
+        in_force,
         pulse: Arc::default(),
         since: Instant::now(),
     });
@@ -102,10 +101,12 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
     let alive = keep_alive(running).map_err(|e| system("start a thread for the store", &e))?;
     let runtime = executor()?;
     running.pulse.beats_on(runtime.handle().clone());
+    let reloading = reload_when_asked(args, running, &shutdown, inbox)?;
     unless_started.0 = None;
     let report = runtime.block_on(async {
         let names = emitter_names(&config);
-        let told = tokio::spawn(announce(running.clone(), names, shutdown.clone(), deadline));
+        let told =
+            tokio::spawn(announce(running.clone(), names, shutdown.clone(), deadline, reloading));
         let report = supervisor.run(shutdown).await;
         told.abort();
         report
@@ -116,6 +117,40 @@ pub(crate) fn run(args: &RunArgs) -> Outcome {
         end(alive);
     }
     Ok(conclude(&report, running))
+}
+
+/// What applies, with the memory divided.
+fn configuration(args: &RunArgs) -> Result<(Config, Limits, Arc<InForce>), Failed> {
+    let mut config = settings::resolve(args.overrides(), environment)
+        .map_err(|invalid| Failed::usage(invalid.to_string()))?;
+    let division =
+        Division::of(&config).map_err(|unmet| Failed::usage(unmet.field().to_string()))?;
+    let in_force = InForce::new(config.clone(), division.clone());
+    division.apply(&mut config);
+    Ok((config, division.limits, Arc::new(in_force)))
+}
+
+fn environment(name: &str) -> Option<OsString> {
+    std::env::var_os(name)
+}
+
+/// Goes by what the configuration becomes, from now on.
+fn reload_when_asked(
+    args: &RunArgs,
+    running: &Running,
+    shutdown: &Shutdown,
+    inbox: Inbox,
+) -> Result<Reloading, Failed> {
+    let reloading = Reloading::default();
+    let reloader = Reloader {
+        path: settings::file(&args.overrides(), environment),
+        overrides: args.overrides(),
+        running: running.clone(),
+        shutdown: shutdown.clone(),
+        reloading: reloading.clone(),
+    };
+    reloader.begin(inbox).map_err(|e| system("start a thread for reloads", &e))?;
+    Ok(reloading)
 }
 
 /// Answers for metrics and health, if that is wanted.
@@ -160,8 +195,8 @@ pub(crate) struct Running {
     /// What the store's files took when that was looked at last: looking may
     /// take as long as the disk does.
     store_bytes: Arc<AtomicU64>,
-    /// Who may take how much memory.
-    division: Option<Division>,
+    /// The configuration that is gone by.
+    pub(crate) in_force: Arc<InForce>,
     pub(crate) pulse: Arc<Pulse>,
     pub(crate) since: Instant,
 }
@@ -179,10 +214,8 @@ impl Running {
     /// The ledger, and who takes how much memory.
     fn answer(&self) -> Vec<u8> {
         let mut answer = self.accounts();
-        if let Some(division) = &self.division {
-            answer["memory"] = json!(division);
-            answer["memory"]["resident"] = json!(Resident::of_this_process());
-        }
+        answer["memory"] = json!(self.in_force.division());
+        answer["memory"]["resident"] = json!(Resident::of_this_process());
         answer.to_string().into_bytes()
     }
 
@@ -209,7 +242,7 @@ impl Running {
 
     /// In one line. Whatever is down by its policy is told, and is not stuck:
     /// a new process would be no better.
-    fn status(&self) -> Status {
+    pub(crate) fn status(&self) -> Status {
         let mut parts = Vec::new();
         let (well, down): (Vec<_>, Vec<_>) = self.observers.iter().partition(|o| o.is_healthy());
         let names: Vec<&str> = well.iter().map(|o| o.name()).collect();
@@ -226,6 +259,9 @@ impl Running {
             if let EmitterState::Failing(why) = emitter.state() {
                 parts.push(format!("failing: {} ({why})", emitter.name()));
             }
+        }
+        if let Some(why) = self.in_force.status().refused {
+            parts.push(format!("new configuration refused: {why}"));
         }
         let stuck = self.emitters.iter().find(|e| e.is_stuck());
         let stuck = stuck.map(|e| format!("emitter {}", e.name()));
@@ -262,6 +298,7 @@ fn control(
     args: &RunArgs,
     running: &Arc<OnceLock<Running>>,
     makers: &Arc<ProofMakers>,
+    requests: Requests,
     patience: &Patience,
 ) -> Result<Option<(Option<Found>, Control)>, Failed> {
     let Some(path) = socket::path(args.socket.clone())? else {
@@ -281,6 +318,13 @@ fn control(
         }
         None if request == "log" => Some(Reply::Document(log::command::answer(None))),
         Some(("log", level)) => Some(Reply::Document(log::command::answer(Some(level)))),
+        None if request == "reload" => Some(match requests.by_client() {
+            Ok(answer) => Reply::Later(answer),
+            Err(error) => {
+                let error = json!({"error": format!("can't be asked for now: {error}")});
+                Reply::Document(error.to_string().into_bytes())
+            }
+        }),
         Some(("prove", tgid)) => Some(makers.answer(tgid, peer)),
         _ => None,
     };
@@ -312,7 +356,13 @@ fn emitter_names(config: &Config) -> String {
 
 /// Says so once every observer watches or has failed to: what happens from
 /// this line on is seen. Then keeps the service manager informed, if one asks.
-async fn announce(running: Running, emitters: String, shutdown: Shutdown, deadline: Duration) {
+async fn announce(
+    running: Running,
+    emitters: String,
+    shutdown: Shutdown,
+    deadline: Duration,
+    reloading: Reloading,
+) {
     let mut watching = Vec::new();
     for observer in &running.observers {
         observer.started().await;
@@ -327,7 +377,7 @@ async fn announce(running: Running, emitters: String, shutdown: Shutdown, deadli
         gap.is_over();
     }
     if let Some(manager) = Manager::from_environment() {
-        manager.attend(|| running.status(), shutdown, deadline).await;
+        manager.attend(|| running.status(), shutdown, deadline, &reloading).await;
     }
 }
 
@@ -505,7 +555,7 @@ mod tests {
             gap: None,
             store: None,
             store_bytes: Arc::default(),
-            division: None,
+            in_force: crate::reload::nothing(),
             pulse: Arc::default(),
             since: Instant::now(),
         };

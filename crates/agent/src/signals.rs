@@ -1,4 +1,4 @@
-//! Signals that ask the agent to stop.
+//! Signals that ask the agent to stop, or to read its configuration.
 //!
 //! They are blocked in all threads and taken by one thread that sleeps in
 //! `sigwait`: no handler runs, so nothing has to be safe inside one, and
@@ -12,8 +12,7 @@ use vahti_runtime::event::Signal;
 
 use crate::log;
 
-/// The signals that are waited for. SIGHUP is among them so that it does not
-/// kill; it means nothing yet.
+/// The signals that are waited for.
 const TAKEN: [libc::c_int; 3] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP];
 
 /// Signals this close together are one request: timeout(1), for one, sends its
@@ -52,18 +51,23 @@ impl Signals {
 
     /// Calls `stop` at the first SIGTERM or SIGINT; a second one, not just the
     /// echo of the first, ends the process at once, with 128 plus its number.
+    /// Calls `reload` at every SIGHUP. Neither may wait for anything.
     ///
     /// # Errors
     /// The thread could not be started.
-    pub(crate) fn watch(self, stop: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    pub(crate) fn watch(
+        self,
+        stop: impl FnOnce() + Send + 'static,
+        reload: impl Fn() + Send + 'static,
+    ) -> io::Result<()> {
         std::thread::Builder::new()
             .name("signals".to_owned())
             .stack_size(64 << 10)
-            .spawn(move || self.take(stop))
+            .spawn(move || self.take(stop, reload))
             .map(drop)
     }
 
-    fn take(&self, stop: impl FnOnce()) {
+    fn take(&self, stop: impl FnOnce(), reload: impl Fn()) {
         let mut stop = Some(stop);
         let mut stopped_at = None;
         loop {
@@ -71,7 +75,8 @@ impl Signals {
             let name = Signal(u8::try_from(signal).unwrap_or(0));
             match (signal, stop.take()) {
                 (libc::SIGHUP, not_yet) => {
-                    tracing::info!("{name} means nothing to vahti; going on");
+                    tracing::info!("{name}: reading the configuration");
+                    reload();
                     stop = not_yet;
                 }
                 (_, Some(stop)) => {

@@ -137,7 +137,10 @@ fn an_agent_that_watches_is_alive_ready_and_healthy_and_says_so_everywhere() {
     let get = |path: &str| agent.get(path).unwrap();
     assert_eq!(get("/livez").body, "ok\n");
     assert_eq!(get("/readyz").body, "ok\n");
-    assert_eq!(get("/readyz?verbose").body, "[+]network ok\n[+]container ok\nok\n");
+    assert_eq!(
+        get("/readyz?verbose").body,
+        "[+]network ok\n[+]container ok\n[+]configuration ok: generation 1\nok\n"
+    );
     let alive = get("/livez?verbose").body;
     assert_eq!(alive, "[+]supervisor ok\n[+]store ok\n[+]none ok\nok\n");
     let health = get("/health").json();
@@ -210,6 +213,69 @@ fn every_metric_of_the_page_is_there_and_a_fault_is_counted() {
     let open = ask(agent.address, "/metrics", "application/openmetrics-text").unwrap();
     assert!(open.head.contains("application/openmetrics-text"), "{}", open.head);
     assert!(open.body.ends_with("\n# EOF\n"));
+}
+
+#[test]
+fn a_configuration_that_was_refused_is_told_and_makes_it_no_less_ready() {
+    let place = tempfile::tempdir().unwrap();
+    let file = place.path().join("vahti.yaml");
+    let labels = |labels: &str| {
+        format!("observers: {{network: {{metrics: {{allowed_labels: [{labels}]}}}}}}\n")
+    };
+    std::fs::write(&file, labels("type, subtype")).unwrap();
+    let config = file.to_str().unwrap();
+    let arguments = ["--observers", "network", "--config", config];
+    let Some(agent) = Agent::start(&arguments) else { return };
+    let reload = |text: &str| {
+        std::fs::write(&file, text).unwrap();
+        let socket = agent.folder.path().join("s");
+        Command::new(BINARY).args(["reload", "--socket"]).arg(socket).output().unwrap()
+    };
+    let metrics = || agent.get("/metrics").unwrap().body;
+    let seen = |metrics: &str| {
+        let lines = metrics.lines().filter(|line| line.starts_with("vahti_events_seen_total{"));
+        let lines: Vec<_> = lines.map(str::to_owned).collect();
+        let sum: f64 =
+            lines.iter().map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap()).sum();
+        (lines, sum)
+    };
+    (0..20).for_each(|_| refuse());
+    let begun = Instant::now();
+    while seen(&metrics()).1 < 20.0 {
+        assert!(begun.elapsed() < PATIENCE, "{}", metrics());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let before = seen(&metrics());
+    assert!(before.0[0].contains("subtype="), "{before:?}");
+    let reloaded = reload(&labels("type"));
+    assert_eq!(reloaded.status.code(), Some(0), "{reloaded:?}");
+    let after = seen(&metrics());
+    assert!(after.1 >= before.1, "{after:?} after {before:?}");
+    assert!(after.0.iter().all(|line| !line.contains("subtype=")), "{after:?}");
+    assert_eq!(reload("log: loud\n").status.code(), Some(1));
+    let metrics = metrics();
+    for (series, expected) in [
+        ("vahti_config_generation", 2.0),
+        ("vahti_config_last_reload_successful", 0.0),
+        ("vahti_config_restart_needed", 0.0),
+    ] {
+        assert_eq!(value(&metrics, &format!("{series} ")), Some(expected), "{series}: {metrics}");
+    }
+    let refused = "vahti_config_reloads_total{result=\"refused\"} ";
+    assert!(value(&metrics, refused) >= Some(1.0), "{metrics}");
+    assert_eq!(agent.get("/readyz").unwrap().body, "ok\n");
+    let verbose = agent.get("/readyz?verbose").unwrap().body;
+    let note = "[+]configuration ok: generation 2; a new one was refused: ";
+    assert!(verbose.contains(note) && verbose.contains(":1:6: log is "), "{verbose}");
+    let health = agent.get("/health").unwrap();
+    assert!(health.is_ok());
+    let health = health.json();
+    assert_eq!(health["configuration"]["generation"], 2, "{health}");
+    assert_eq!(health["configuration"]["last_reload_successful"], false, "{health}");
+    let told = agent.health(&[]);
+    assert_eq!(told.status.code(), Some(0), "{told:?}");
+    let told = String::from_utf8(told.stdout).unwrap();
+    assert!(told.contains("config   generation 2"), "{told}");
 }
 
 #[test]

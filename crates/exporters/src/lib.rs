@@ -44,7 +44,7 @@ pub use file::{FileConfig, FileEmitter, FileError};
 pub use none::NoneEmitter;
 pub use otlp::{OtlpConfig, OtlpEmitter};
 pub use polku::{PolkuEmitter, PolkuTarget};
-pub use remote::without_secrets;
+pub use remote::{shown as shown_endpoint, without_secrets};
 pub use stdout::{Format, StdoutEmitter, wants_colour};
 pub use text::to_text_line;
 pub use tls::TlsConfig;

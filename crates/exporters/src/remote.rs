@@ -50,7 +50,7 @@ pub(crate) fn endpoint_without_path(text: &str, example: &str) -> Result<Uri, St
 
 /// A URL that may be wrong, as it may be shown: not with a password, nor with
 /// what stands behind the host, which some receivers take for one.
-pub(crate) fn shown(text: &str) -> Cow<'_, str> {
+pub fn shown(text: &str) -> Cow<'_, str> {
     if text.contains('@') {
         return Cow::Borrowed("(hidden)");
     }

@@ -48,6 +48,7 @@ use vahti_runtime::emitter::{Emission, EmitOutcome, EventEmitter};
 use vahti_runtime::event::{Event, Priority, escape};
 use vahti_runtime::ids::EventId;
 use vahti_runtime::ledger::{LaneLine, Tally};
+use vahti_runtime::units::{ByteSize, HumanDuration};
 
 use self::books::{Books, OWN, Passed};
 use self::check::Check;
@@ -57,6 +58,8 @@ use self::notice::Sight;
 use self::writer::{Ledger, Medium, Trouble, Writer};
 
 pub use self::config::{StoreConfig, StoreError, StoreMemory};
+
+use self::config::Bounds;
 pub use self::reader::{Filter, ReadError, Reader, Row, Snapshot};
 pub use self::state::{Contents, Owes, State};
 
@@ -73,6 +76,8 @@ pub struct Store {
 
 struct Shared {
     config: StoreConfig,
+    /// How large and how old what is kept may become, as of now.
+    bounds: Arc<Bounds>,
     medium: Medium,
     /// The clocks when the agent began: age is counted by them, so that one
     /// that is set forward does not empty the store.
@@ -220,6 +225,7 @@ impl Store {
             check: Check::new(),
         };
         let shared = Arc::new(Shared {
+            bounds: Arc::new(Bounds::of(&config)),
             config,
             medium,
             began: ClockPair::now(),
@@ -253,6 +259,12 @@ impl Store {
     pub fn set_ledger(&self, ledger: impl Fn() -> Vec<u8> + Send + Sync + 'static) {
         let mut current = self.shared.ledger.lock().unwrap_or_else(PoisonError::into_inner);
         *current = Some(Box::new(ledger));
+    }
+
+    /// Bounds what is kept otherwise, from the next commit on: what is too much
+    /// or too old then leaves with it. Waits for no disk.
+    pub fn set_bounds(&self, max_bytes: ByteSize, max_age: HumanDuration) {
+        self.shared.bounds.set(max_bytes, max_age);
     }
 
     /// Its folder.
@@ -546,7 +558,7 @@ impl EventEmitter for StoreEmitter {
 
     /// As many as the write-ahead log takes several times.
     fn max_batch(&self) -> usize {
-        let wal = writer::wal_bytes(self.shared.config.max_bytes.0);
+        let wal = writer::wal_bytes(self.shared.bounds.max_bytes());
         usize::try_from(wal / 4 / 1_024).unwrap_or(usize::MAX).clamp(128, 4_096)
     }
 
@@ -556,6 +568,11 @@ impl EventEmitter for StoreEmitter {
     }
 
     fn emit<'a>(&'a mut self, batch: &'a [Arc<Event>]) -> Emission<'a, EmitOutcome> {
+        // A batch of a store that was larger may be too much for this one's log.
+        if batch.len() > self.max_batch() {
+            let reason = "more than is committed at once".to_owned();
+            return Box::pin(ready(EmitOutcome::TooLarge { reason }));
+        }
         let outcome = match self.shared.commit(self.number, batch) {
             Ok(()) => EmitOutcome::Delivered,
             Err(reason) => EmitOutcome::Retryable { reason, retry_after: None },

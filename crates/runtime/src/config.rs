@@ -6,6 +6,7 @@
 //! bound.
 
 pub mod bounds;
+pub mod change;
 
 use std::fmt;
 use std::time::Duration;

@@ -218,6 +218,31 @@ impl EmitterHandle {
         Ok(EmitterHandle { shared, _last: last })
     }
 
+    /// How it is served.
+    #[must_use]
+    pub fn config(&self) -> EmitterConfig {
+        self.shared.parts.config()
+    }
+
+    /// Serves it otherwise, from the next try and the next batch on; what waited
+    /// for a batch to fill is sent.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use vahti_runtime::delivery::{EmitterConfig, EmitterHandle};
+    /// use vahti_runtime::testing::CapturingEmitter;
+    ///
+    /// let (make, _captured) = CapturingEmitter::new("capture");
+    /// let emitter = EmitterHandle::start(move || Box::new(make()), EmitterConfig::default())?;
+    /// emitter.reconfigure(EmitterConfig { max_retries: 7, ..emitter.config() });
+    /// assert_eq!(emitter.config().max_retries, 7);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn reconfigure(&self, config: EmitterConfig) {
+        self.shared.parts.reconfigure(config);
+        self.shared.bell.ring();
+    }
+
     /// The emitter's name.
     #[must_use]
     pub fn name(&self) -> &str {
@@ -231,11 +256,7 @@ impl EmitterHandle {
         backpressure: &BackpressureConfig,
         pool: &Arc<EventPool>,
     ) -> Arc<Lane> {
-        let config = QueueConfig {
-            capacity: backpressure.queue_size,
-            max_bytes: backpressure.max_bytes().as_usize(),
-            policy: backpressure.drop_policy,
-        };
+        let config = QueueConfig::of(backpressure);
         let lane = Arc::new(Lane::new(observer, &self.shared.name, config, Arc::clone(pool)));
         let mut lanes = self.shared.lock_lanes();
         if *self.shared.ending.borrow() {
@@ -348,7 +369,7 @@ impl Shared {
     /// After how long a call is taken over. One that waits without blocking its
     /// thread ends by its own timer first.
     fn call_limit(&self) -> Duration {
-        let timeout = self.parts.config.emit_timeout;
+        let timeout = self.parts.config().emit_timeout;
         timeout + timeout / 4
     }
 
@@ -428,7 +449,7 @@ impl Shared {
             items += fill.items;
             bytes += fill.bytes;
         }
-        items >= self.parts.min_batch || bytes >= self.parts.config.max_batch_bytes
+        items >= self.parts.min_batch || bytes >= self.parts.config().max_batch_bytes
     }
 }
 

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use serde::Serialize;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::config::HealthConfig;
 use crate::panic::contain;
@@ -83,7 +83,7 @@ struct State {
 /// Checks one observer's health, again and again.
 pub struct HealthChecker {
     observer: String,
-    config: HealthConfig,
+    config: watch::Sender<HealthConfig>,
     limit: Duration,
     /// Held for a whole round.
     slots: tokio::sync::Mutex<Vec<Slot>>,
@@ -104,7 +104,7 @@ impl HealthChecker {
     pub fn new(config: HealthConfig, observer: &str) -> Self {
         HealthChecker {
             observer: observer.to_owned(),
-            config,
+            config: watch::Sender::new(config),
             limit: CHECK_LIMIT,
             slots: tokio::sync::Mutex::new(Vec::new()),
             added: Mutex::new(Vec::new()),
@@ -229,17 +229,36 @@ impl HealthChecker {
 
     /// Checks at the configured interval until the shutdown begins.
     pub async fn run(self: Arc<Self>, shutdown: Shutdown) {
-        if !self.config.enabled {
-            return;
-        }
-        let interval = self.config.check_interval.0;
+        let mut config = self.config.subscribe();
         loop {
-            let over = shutdown.begun();
-            if tokio::time::timeout(interval, over).await.is_ok() {
-                return;
+            let interval = {
+                let config = config.borrow_and_update();
+                config.enabled.then_some(config.check_interval.0)
+            };
+            if interval.is_none() {
+                // What was found last would never be found otherwise.
+                self.lock().checked = HealthStatus::healthy();
             }
-            self.check_now().await;
+            let next = async {
+                match interval {
+                    Some(interval) => tokio::time::sleep(interval).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = shutdown.begun() => return,
+                _ = config.changed() => {}
+                () = next => {
+                    self.check_now().await;
+                }
+            }
         }
+    }
+
+    /// Checks as often as this says from now on, or not any more: what was found
+    /// last is forgotten then.
+    pub fn reconfigure(&self, config: HealthConfig) {
+        self.config.send_replace(config);
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -357,9 +376,36 @@ mod tests {
 
     #[tokio::test]
     async fn checks_that_are_turned_off_never_run() {
-        let (_trigger, run, rounds) = running(false);
-        tokio::time::timeout(Duration::from_secs(20), run).await.unwrap();
+        let (trigger, run, rounds) = running(false);
+        let run = tokio::spawn(run);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        trigger.begin();
+        tokio::time::timeout(Duration::from_secs(20), run).await.unwrap().unwrap();
         assert_eq!(rounds.load(std::sync::atomic::Ordering::SeqCst), 0);
+    }
+
+    #[tokio::test]
+    async fn checks_begin_and_stop_with_the_configuration() {
+        let config = |enabled| HealthConfig {
+            enabled,
+            check_interval: crate::units::HumanDuration(Duration::from_millis(1)),
+            ..HealthConfig::default()
+        };
+        let checker = Arc::new(HealthChecker::new(config(false), "test"));
+        checker.add(Arc::new(Check(|| HealthStatus::degraded("slow"))));
+        let (trigger, shutdown) = crate::shutdown::channel();
+        let run = tokio::spawn(Arc::clone(&checker).run(shutdown));
+        for (enabled, found) in [(false, Health::Healthy), (true, Health::Degraded)].repeat(3) {
+            checker.reconfigure(config(enabled));
+            let becomes = async {
+                while checker.status().health != found {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(20), becomes).await.unwrap();
+        }
+        trigger.begin();
+        tokio::time::timeout(Duration::from_secs(20), run).await.unwrap().unwrap();
     }
 
     #[tokio::test]

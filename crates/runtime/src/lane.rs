@@ -104,6 +104,11 @@ impl Lane {
         }
     }
 
+    /// Goes by other bounds from now on; nothing is given up for it.
+    pub(crate) fn reconfigure(&self, config: QueueConfig) {
+        lock(&self.inner).queue.reconfigure(config);
+    }
+
     /// Puts events in, in order. What is given up for them is moved to
     /// `given_up`, to be dropped outside the lock.
     pub(crate) fn push(

@@ -262,6 +262,7 @@ pub mod testing;
 pub mod units;
 
 mod backoff;
+mod current;
 mod doorbell;
 mod fold;
 mod lane;

@@ -1,6 +1,7 @@
 //! `ObserverRuntime`: one processor and all that it needs, from start to drain.
 
 mod build;
+mod change;
 mod checks;
 mod incarnation;
 mod run;
@@ -10,7 +11,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, RwLock, TryLockError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 pub use build::{BuildError, ObserverRuntimeBuilder};
 pub use run::RunError;
@@ -98,7 +99,11 @@ impl SharedSource {
 /// ```
 pub struct ObserverRuntime {
     name: String,
-    config: Config,
+    /// What it goes by; whoever waits for what it says hears of a change.
+    config: watch::Sender<Arc<Config>>,
+    /// Held while it changes, so that a change is whole.
+    changing: Mutex<()>,
+    sampling_disabled: bool,
     factory: Box<dyn ProcessorFactory>,
     concurrency: usize,
     drain_deadline: Duration,
@@ -191,10 +196,10 @@ impl ObserverRuntime {
         &self.name
     }
 
-    /// What it was configured with.
+    /// What it goes by now.
     #[must_use]
-    pub fn config(&self) -> &Config {
-        &self.config
+    pub fn config(&self) -> Arc<Config> {
+        Arc::clone(&self.config.borrow())
     }
 
     /// Processes one record, on the caller's thread.
@@ -357,7 +362,8 @@ impl ObserverRuntime {
     /// How full each of its lanes is.
     #[must_use]
     pub fn lane_fills(&self) -> Vec<LaneFill> {
-        let bounds = &self.config.backpressure;
+        let config = self.config();
+        let bounds = &config.backpressure;
         let lanes = self.pipeline.lanes.iter().zip(&self.emitters);
         let fill = |((lane, _), emitter): (&(Arc<Lane>, _), &EmitterHandle)| {
             let fill = lane.fill();
@@ -404,7 +410,7 @@ impl ObserverRuntime {
     /// nothing where the configuration has turned metrics off.
     #[must_use]
     pub fn metrics(&self) -> Vec<Sample> {
-        if !self.config.metrics.enabled {
+        if !self.config.borrow().metrics.enabled {
             return Vec::new();
         }
         let mut samples = self.pipeline.metrics.snapshot();

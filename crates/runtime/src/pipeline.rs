@@ -6,6 +6,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::causality::CausalityTracker;
 use crate::clock::ClockPair;
+use crate::config::MetricsConfig;
+use crate::current::{Current, Seen};
 use crate::doorbell::Doorbell;
 use crate::event::{Event, EventKind, Origin, Outcome, Severity};
 use crate::fold::Folder;
@@ -32,7 +34,7 @@ pub(crate) const SPARE: usize = 256;
 pub(crate) struct Pipeline {
     pub(crate) origin: &'static Origin,
     pub(crate) ids: EventIds,
-    pub(crate) sampler: Sampler,
+    pub(crate) sampler: Current<Sampler>,
     pub(crate) causality: CausalityTracker,
     pub(crate) folder: Mutex<Folder>,
     pub(crate) lanes: Vec<(Arc<Lane>, Arc<Doorbell>)>,
@@ -48,6 +50,14 @@ struct Made {
     position: RecordPosition,
 }
 
+/// What of an event is not the processor's business.
+struct Stamp<'a> {
+    record: &'a RawRecord<'a>,
+    ordinal: u32,
+    observed_ns: u64,
+    sampler: &'a Sampler,
+}
+
 /// Memory that is used again from batch to batch.
 #[derive(Default)]
 pub(crate) struct Scratch {
@@ -55,6 +65,7 @@ pub(crate) struct Scratch {
     routed: Vec<Arc<Event>>,
     given_up: Vec<Arc<Event>>,
     spare: Vec<Arc<Event>>,
+    sampler: Seen<Sampler>,
 }
 
 /// Why a processor can't go on.
@@ -93,21 +104,24 @@ impl Pipeline {
     ) -> Processed {
         let mut done = Processed::default();
         let observed_ns = ClockPair::now().wall_ns;
-        let Scratch { made, spare, .. } = scratch;
+        let Scratch { made, spare, sampler, .. } = scratch;
+        let sampler = self.sampler.see(sampler);
         self.pool.take(SPARE.saturating_sub(spare.len()), spare);
         let result = contain(&self.origin.source, || {
             for (index, record) in records.enumerate() {
                 at.store(index, Ordering::Relaxed);
                 match processor.process(record) {
                     Ok(Output::One(event)) => {
-                        made.push(self.make(event, &record, 0, observed_ns, spare));
+                        let stamp = Stamp { record: &record, ordinal: 0, observed_ns, sampler };
+                        made.push(self.make(event, &stamp, spare));
                         done.processed += 1;
                     }
                     Ok(Output::Nothing) => done.ignored += 1,
                     Ok(Output::Several(events)) if events.is_empty() => done.ignored += 1,
                     Ok(Output::Several(events)) => {
                         for (event, ordinal) in events.into_iter().zip(0..SUMMARY) {
-                            made.push(self.make(event, &record, ordinal, observed_ns, spare));
+                            let stamp = Stamp { record: &record, ordinal, observed_ns, sampler };
+                            made.push(self.make(event, &stamp, spare));
                         }
                         done.processed += 1;
                     }
@@ -149,14 +163,8 @@ impl Pipeline {
     /// Stamps what the processor left open, and makes the event one that can be
     /// shared.
     #[inline]
-    fn make(
-        &self,
-        mut event: Event,
-        record: &RawRecord<'_>,
-        ordinal: u32,
-        observed_ns: u64,
-        spare: &mut Vec<Arc<Event>>,
-    ) -> Made {
+    fn make(&self, mut event: Event, stamp: &Stamp<'_>, spare: &mut Vec<Arc<Event>>) -> Made {
+        let Stamp { record, ordinal, observed_ns, sampler } = *stamp;
         let RawRecord { boot_ns, cpu, seq, .. } = *record;
         let position = RecordPosition { cpu, boot_ns, seq, ordinal };
         if event.time_ns == 0 {
@@ -178,28 +186,17 @@ impl Pipeline {
         }
         if event.cause.is_none() {
             // With a cause, the trace is known only when its parent is.
-            self.sample(&mut event);
+            sample(&mut event, sampler);
         }
         Made { event: share(event, spare), position }
-    }
-
-    /// Decides whether the event is kept; one that is not weighs nothing.
-    #[inline]
-    fn sample(&self, event: &mut Event) {
-        match self.sampler.decide(event.kind, event.severity, event.trace_id) {
-            Some(kept) => {
-                event.sampling_threshold = kept.threshold;
-                event.weight = kept.weight;
-            }
-            None => event.weight = 0.0,
-        }
     }
 
     /// Causality, sampling and folding under one lock a batch; then the lanes.
     fn route(&self, scratch: &mut Scratch) {
         let (mut produced, mut sampled_out, mut routed) =
             (Tally::default(), Tally::default(), Tally::default());
-        let Scratch { made, routed: out, spare, .. } = scratch;
+        let Scratch { made, routed: out, spare, sampler, .. } = scratch;
+        let sampler = self.sampler.see(sampler);
         let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
         let mut causality = self.causality.lock();
         let mut folder = self.folder.lock().unwrap_or_else(PoisonError::into_inner);
@@ -211,7 +208,7 @@ impl Pipeline {
                 && let Some(event) = Arc::get_mut(&mut event)
             {
                 causality.adopt(event);
-                self.sample(event);
+                sample(event, sampler);
             }
             if event.weight == 0.0 {
                 sampled_out += tally;
@@ -270,6 +267,15 @@ impl Pipeline {
         self.folder.lock().unwrap_or_else(PoisonError::into_inner).next_end_ns()
     }
 
+    /// Counts events by other labels, or under another cap, from now on.
+    pub(crate) fn relabel(&self, config: &MetricsConfig) {
+        // Who counts holds this, and has added all that he counted when he lets
+        // go of it: nothing goes to a series that is no more.
+        let mut kinds = self.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        self.metrics.reconfigure(config, &[("observer", &self.origin.source)]);
+        kinds.known.clear();
+    }
+
     fn hand_over(&self, routed: Tally, scratch: &mut Scratch) {
         let Scratch { routed: out, given_up, .. } = scratch;
         self.counts.routed.add(routed);
@@ -283,6 +289,18 @@ impl Pipeline {
         }
         out.clear();
         given_up.clear();
+    }
+}
+
+/// Decides whether the event is kept; one that is not weighs nothing.
+#[inline]
+fn sample(event: &mut Event, sampler: &Sampler) {
+    match sampler.decide(event.kind, event.severity, event.trace_id) {
+        Some(kept) => {
+            event.sampling_threshold = kept.threshold;
+            event.weight = kept.weight;
+        }
+        None => event.weight = 0.0,
     }
 }
 

@@ -9,7 +9,7 @@ mod random;
 
 use std::collections::VecDeque;
 
-use crate::config::DropPolicy;
+use crate::config::{BackpressureConfig, DropPolicy};
 use crate::event::Priority;
 use crate::sync::{Mutex, lock};
 use random::RandomList;
@@ -34,6 +34,17 @@ pub struct QueueConfig {
     pub max_bytes: usize,
     /// What is given up when it is full.
     pub policy: DropPolicy,
+}
+
+impl QueueConfig {
+    /// Those of an observer's lanes.
+    pub(crate) fn of(backpressure: &BackpressureConfig) -> Self {
+        QueueConfig {
+            capacity: backpressure.queue_size,
+            max_bytes: backpressure.max_bytes().as_usize(),
+            policy: backpressure.drop_policy,
+        }
+    }
 }
 
 /// What became of an item that was put in.
@@ -104,6 +115,28 @@ impl<T> BoundedQueue<T> {
         core.pop(Priority::Critical).or_else(|| core.pop(Priority::Normal))
     }
 
+    /// Goes by other bounds and another policy from now on. Nothing that waits
+    /// is given up for it: a queue that holds more than it may now is full, and
+    /// its room sinks with what leaves.
+    ///
+    /// ```
+    /// use vahti_runtime::config::DropPolicy;
+    /// use vahti_runtime::event::Priority;
+    /// use vahti_runtime::queue::{BoundedQueue, Enqueued, QueueConfig};
+    ///
+    /// let config = QueueConfig { capacity: 3, max_bytes: 1024, policy: DropPolicy::Newest };
+    /// let queue = BoundedQueue::new(config);
+    /// for n in 0..3 {
+    ///     queue.enqueue(n, Priority::Normal, 8);
+    /// }
+    /// queue.reconfigure(QueueConfig { capacity: 1, ..config });
+    /// assert_eq!(queue.len(), 3, "they wait still");
+    /// assert!(matches!(queue.enqueue(3, Priority::Normal, 8), Enqueued::Refused(3, _)));
+    /// ```
+    pub fn reconfigure(&self, config: QueueConfig) {
+        lock(&self.core).reconfigure(config);
+    }
+
     /// How many items wait.
     pub fn len(&self) -> usize {
         lock(&self.core).len()
@@ -111,7 +144,7 @@ impl<T> BoundedQueue<T> {
 
     /// How many items may wait.
     pub fn capacity(&self) -> usize {
-        lock(&self.core).capacity
+        lock(&self.core).bound.items
     }
 
     /// Whether no item waits.
@@ -122,7 +155,7 @@ impl<T> BoundedQueue<T> {
     /// Whether as many items wait as may.
     pub fn is_full(&self) -> bool {
         let core = lock(&self.core);
-        core.len() == core.capacity
+        core.len() >= core.room.items
     }
 }
 
@@ -194,10 +227,26 @@ pub(crate) struct QueueCore<T> {
     /// By priority.
     bytes: [usize; 2],
     len: usize,
-    capacity: usize,
-    max_bytes: usize,
+    /// What it may hold.
+    bound: Bound,
+    /// What it may hold now: where the bound was lowered below what waits, that,
+    /// and less with all that leaves.
+    room: Bound,
     policy: DropPolicy,
     random: u64,
+}
+
+/// Items, and bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Bound {
+    items: usize,
+    bytes: usize,
+}
+
+impl Bound {
+    fn of(config: &QueueConfig) -> Self {
+        Bound { items: config.capacity.clamp(1, random::MAX_LEN), bytes: config.max_bytes }
+    }
 }
 
 impl<T> QueueCore<T> {
@@ -206,8 +255,8 @@ impl<T> QueueCore<T> {
             lists: [List::new(config.policy), List::new(config.policy)],
             bytes: [0; 2],
             len: 0,
-            capacity: config.capacity.clamp(1, random::MAX_LEN),
-            max_bytes: config.max_bytes,
+            bound: Bound::of(&config),
+            room: Bound::of(&config),
             policy: config.policy,
             random: 0x9E37_79B9_7F4A_7C15 ^ crate::clock::boot_now_ns(),
         }
@@ -227,7 +276,36 @@ impl<T> QueueCore<T> {
 
     /// Whether half of what may wait does.
     pub(crate) fn is_half_full(&self) -> bool {
-        self.len >= self.capacity.div_ceil(2) || self.bytes() >= self.max_bytes.div_ceil(2)
+        let Bound { items, bytes } = self.bound;
+        self.len >= items.div_ceil(2) || self.bytes() >= bytes.div_ceil(2)
+    }
+
+    /// Goes by other bounds and another policy from now on. Nothing that waits is
+    /// given up for it: a queue that holds more than it may now is full, gives up
+    /// one item for another as its policy says, and its room sinks with what
+    /// leaves.
+    pub(crate) fn reconfigure(&mut self, config: QueueConfig) {
+        self.bound = Bound::of(&config);
+        self.sink();
+        if std::mem::replace(&mut self.policy, config.policy) != config.policy {
+            self.move_lists();
+        }
+    }
+
+    /// Moves what waits to lists of the policy that are as long as they must be.
+    fn move_lists(&mut self) {
+        for list in &mut self.lists {
+            let mut before = std::mem::replace(list, List::new(self.policy));
+            while let Some((item, bytes)) = before.pop_front() {
+                list.push_back(item, bytes, self.room.items);
+            }
+        }
+    }
+
+    /// Has the room be what waits, where that is more than may.
+    fn sink(&mut self) {
+        let Bound { items, bytes } = self.bound;
+        self.room = Bound { items: items.max(self.len), bytes: bytes.max(self.bytes()) };
     }
 
     /// Puts an item in. What is displaced goes to `give_up`; an item that is
@@ -241,7 +319,7 @@ impl<T> QueueCore<T> {
         give_up: &mut impl FnMut(T, Priority, QueueDrop),
     ) -> Option<(T, QueueDrop)> {
         if let Some(why) = self.lacks(bytes) {
-            if bytes > self.max_bytes {
+            if bytes > self.room.bytes {
                 return Some((item, QueueDrop::TooLarge));
             }
             if !self.can_make_room(priority, bytes, why) {
@@ -249,7 +327,7 @@ impl<T> QueueCore<T> {
             }
             self.make_room(priority, bytes, why, give_up);
         }
-        self.lists[priority as usize].push_back(item, bytes, self.capacity);
+        self.lists[priority as usize].push_back(item, bytes, self.room.items);
         self.bytes[priority as usize] += bytes;
         self.len += 1;
         None
@@ -257,9 +335,9 @@ impl<T> QueueCore<T> {
 
     #[inline]
     fn lacks(&self, bytes: usize) -> Option<QueueDrop> {
-        if self.len >= self.capacity {
+        if self.len >= self.room.items {
             Some(QueueDrop::Items)
-        } else if self.bytes().saturating_add(bytes) > self.max_bytes {
+        } else if self.bytes().saturating_add(bytes) > self.room.bytes {
             Some(QueueDrop::Bytes)
         } else {
             None
@@ -275,7 +353,7 @@ impl<T> QueueCore<T> {
             (Priority::Normal, _) | (Priority::Critical, DropPolicy::Newest) => {
                 (why != QueueDrop::Items || self.len_of(Priority::Normal) > 0)
                     && self.bytes[Priority::Critical as usize].saturating_add(bytes)
-                        <= self.max_bytes
+                        <= self.room.bytes
             }
         }
     }
@@ -344,128 +422,16 @@ impl<T> QueueCore<T> {
         let (item, bytes) = list.pop_front()?;
         self.bytes[priority as usize] -= bytes;
         self.len -= 1;
+        if self.room != self.bound {
+            self.sink();
+            if self.room == self.bound {
+                // The memory of a list that was longer is given back.
+                self.move_lists();
+            }
+        }
         Some((item, bytes))
     }
 }
 
 #[cfg(all(test, not(shuttle)))]
-mod tests {
-    use super::*;
-    use Priority::{Critical, Normal};
-
-    fn queue(capacity: usize, max_bytes: usize, policy: DropPolicy) -> BoundedQueue<u32> {
-        BoundedQueue::new(QueueConfig { capacity, max_bytes, policy })
-    }
-
-    fn drain(queue: &BoundedQueue<u32>) -> Vec<u32> {
-        std::iter::from_fn(|| queue.dequeue()).collect()
-    }
-
-    #[test]
-    fn each_policy_gives_up_what_it_says() {
-        let oldest = queue(3, 100, DropPolicy::Oldest);
-        let newest = queue(3, 100, DropPolicy::Newest);
-        for n in 0..5 {
-            oldest.enqueue(n, Normal, 1);
-            newest.enqueue(n, Normal, 1);
-        }
-        assert_eq!(drain(&oldest), [2, 3, 4]);
-        assert_eq!(drain(&newest), [0, 1, 2]);
-    }
-
-    #[test]
-    fn random_picks_every_victim_about_as_often() {
-        let mut dropped = [0u32; 8];
-        for _ in 0..8_000 {
-            let queue = queue(8, 100, DropPolicy::Random);
-            for n in 0..8 {
-                queue.enqueue(n, Normal, 1);
-            }
-            match queue.enqueue(99, Normal, 1) {
-                Enqueued::Displaced(victims) => dropped[victims[0] as usize] += 1,
-                other => panic!("{other:?}"),
-            }
-            assert_eq!(queue.len(), 8);
-        }
-        // 1,000 expected each; six standard deviations are about 180.
-        assert!(dropped.iter().all(|n| (820..1180).contains(n)), "{dropped:?}");
-    }
-
-    #[test]
-    fn random_keeps_the_order_of_what_stays() {
-        let queue = queue(50, 1_000, DropPolicy::Random);
-        for n in 0..500 {
-            queue.enqueue(n, Normal, 1);
-        }
-        let left = drain(&queue);
-        assert_eq!(left.len(), 50);
-        assert!(left.is_sorted());
-    }
-
-    #[test]
-    fn normal_events_go_before_critical_ones_whatever_the_policy() {
-        for policy in [DropPolicy::Oldest, DropPolicy::Newest, DropPolicy::Random] {
-            let queue = queue(4, 100, policy);
-            for n in 0..4 {
-                queue.enqueue(n, Normal, 1);
-            }
-            for n in 10..14 {
-                assert!(matches!(queue.enqueue(n, Critical, 1), Enqueued::Displaced(_)));
-            }
-            let refused = queue.enqueue(5, Normal, 1);
-            assert_eq!(refused, Enqueued::Refused(5, QueueDrop::Items), "{policy:?}");
-            assert_eq!(drain(&queue), [10, 11, 12, 13], "{policy:?}");
-        }
-    }
-
-    #[test]
-    fn critical_ones_leave_first() {
-        let queue = queue(4, 100, DropPolicy::Oldest);
-        queue.enqueue(1, Normal, 1);
-        queue.enqueue(2, Critical, 1);
-        assert_eq!(drain(&queue), [2, 1]);
-    }
-
-    #[test]
-    fn bytes_bound_it_too_and_an_item_that_never_fits_displaces_nothing() {
-        let queue = queue(100, 10, DropPolicy::Oldest);
-        for n in 0..5 {
-            queue.enqueue(n, Normal, 2);
-        }
-        assert_eq!(queue.enqueue(6, Normal, 11), Enqueued::Refused(6, QueueDrop::TooLarge));
-        assert_eq!(queue.enqueue(7, Normal, 5), Enqueued::Displaced(vec![0, 1, 2]));
-        assert_eq!(queue.enqueue(8, Critical, 4), Enqueued::Displaced(vec![3, 4]));
-        let refused = queue.enqueue(9, Normal, 7);
-        assert_eq!(refused, Enqueued::Refused(9, QueueDrop::Bytes), "the critical one may not go");
-        assert_eq!(drain(&queue), [8, 7]);
-    }
-
-    #[test]
-    fn what_is_too_large_for_the_room_stays_in_front() {
-        for policy in [DropPolicy::Oldest, DropPolicy::Random] {
-            let mut core = QueueCore::new(QueueConfig { capacity: 9, max_bytes: 100, policy });
-            core.push(1, Normal, 30, &mut |_, _, _| {});
-            core.push(2, Normal, 10, &mut |_, _, _| {});
-            assert_eq!(core.pop_within(Normal, 29), None, "{policy:?}");
-            assert_eq!(core.pop_within(Normal, 30), Some((1, 30)), "{policy:?}");
-            assert_eq!((core.len(), core.bytes()), (1, 10), "{policy:?}");
-            assert_eq!(core.pop_within(Critical, 30), None, "{policy:?}");
-        }
-    }
-
-    #[test]
-    fn places_are_used_again() {
-        let queue = queue(1_000, 1 << 20, DropPolicy::Random);
-        for round in 0..10u32 {
-            for n in 0..1_000 {
-                queue.enqueue(round * 1_000 + n, if n % 3 == 0 { Critical } else { Normal }, 1);
-            }
-            assert_eq!(drain(&queue).len(), 1_000);
-        }
-        let core = lock(&queue.core);
-        assert!(core.lists.iter().all(|list| match list {
-            List::Line(line) => line.capacity() <= 1_000,
-            List::Random(list) => list.capacity() <= 1_000,
-        }));
-    }
-}
+mod tests;

@@ -1,7 +1,8 @@
 //! An agent with a store, and the oracle beside it.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, OnceLock};
@@ -63,6 +64,20 @@ impl Place {
         let mut command = Command::new(root.join("target/release/vahti"));
         command.arg(subcommand).arg("--socket").arg(self.folder.join("s")).stdin(Stdio::null());
         command
+    }
+
+    /// What the agent that runs answers to a request, such as `reload`.
+    pub(super) fn ask(&self, request: &str) -> Result<Value, String> {
+        let asked = || -> std::io::Result<String> {
+            let mut socket = UnixStream::connect(self.folder.join("s"))?;
+            socket.set_read_timeout(Some(Duration::from_secs(10)))?;
+            writeln!(socket, "{request}")?;
+            let mut answer = String::new();
+            socket.read_to_string(&mut answer)?;
+            Ok(answer)
+        };
+        let answer = asked().map_err(|e| format!("{request}: {e}"))?;
+        serde_json::from_str(&answer).map_err(|e| format!("{request}: {e}: {answer:?}"))
     }
 
     /// The accounting of the agent that runs.

@@ -350,7 +350,7 @@ fn drops<'a>(lanes: impl Iterator<Item = &'a Value>) -> BTreeMap<String, u64> {
 }
 
 /// All that does not add up, of any line.
-fn differences(ledger: &Value) -> u64 {
+pub(super) fn differences(ledger: &Value) -> u64 {
     match ledger {
         Value::Object(members) => {
             let own = members.get("difference").and_then(Value::as_i64).unwrap_or(0);

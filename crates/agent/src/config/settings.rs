@@ -16,7 +16,7 @@ use super::{
 };
 
 /// What the command line says; `None` where it says nothing.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Overrides {
     pub(crate) config: Option<PathBuf>,
     pub(crate) observers: Option<Vec<Observer>>,
@@ -98,8 +98,7 @@ pub(crate) fn resolve(
     environment: impl Fn(&str) -> Option<OsString>,
 ) -> Result<Config, InvalidConfig> {
     let environment = |name: &str| environment(name).filter(|value| !value.is_empty());
-    let path = overrides.config.or_else(|| environment("VAHTI_CONFIG").map(PathBuf::from));
-    let mut loaded = match path {
+    let mut loaded = match file(&overrides, environment) {
         Some(path) => load::from_file(&path)?,
         None => Loaded::nothing(),
     };
@@ -134,6 +133,15 @@ pub(crate) fn resolve(
     } else {
         Err(InvalidConfig { source_name: "command line".to_owned(), problems })
     }
+}
+
+/// The file that is read: the command line goes before the environment.
+pub(crate) fn file(
+    overrides: &Overrides,
+    environment: impl Fn(&str) -> Option<OsString>,
+) -> Option<PathBuf> {
+    let set = || environment("VAHTI_CONFIG").filter(|path| !path.is_empty());
+    overrides.config.clone().or_else(|| set().map(PathBuf::from))
 }
 
 fn apply_environment(

@@ -17,6 +17,10 @@ pub(super) const MAX_CLIENTS: usize = 32;
 const TIME_TO_ASK: Duration = Duration::from_secs(1);
 const TIME_TO_READ: Duration = Duration::from_secs(5);
 const TIME_TO_HOLD: Duration = Duration::from_secs(30);
+/// How long an answer may take that others make; clients wait for ten seconds.
+const TIME_TO_ANSWER: Duration = Duration::from_secs(9);
+/// More than any answer that others make.
+const MAX_ANSWER: u64 = 4 << 20;
 /// How long nobody is accepted where that was not possible.
 const TIME_TO_RECOVER: Duration = Duration::from_secs(1);
 
@@ -27,6 +31,8 @@ pub(crate) enum Reply {
     /// The same, and something that is dropped when the client hangs up, dies
     /// or was given its time; only then is the connection closed.
     Held(Vec<u8>, Box<dyn Send>),
+    /// A document that comes from there, up to its end; it must not block.
+    Later(UnixStream),
 }
 
 /// Answers a request's line, or does not know it.
@@ -43,7 +49,7 @@ pub(super) fn serve(listener: &UnixListener, stop: &UnixStream, answer: &Answer)
             // Entries with a negative descriptor are passed over.
             entry(if closed_until.is_some() { -1 } else { listener.as_raw_fd() }, libc::POLLIN),
         ];
-        entries.extend(clients.iter().map(|c| entry(c.stream.as_raw_fd(), c.stage.waits_for())));
+        entries.extend(clients.iter().map(Client::entry));
         let next = clients.iter().map(Client::deadline).chain(closed_until).min();
         if let Err(error) = poll(&mut entries, next) {
             tracing::warn!(%error, "the control socket can't wait for clients");
@@ -112,6 +118,11 @@ enum Stage {
         taken: usize,
         held: Option<Box<dyn Send>>,
     },
+    /// Waits with it for an answer that others make.
+    Waiting {
+        from: UnixStream,
+        answer: Vec<u8>,
+    },
     Holding {
         _held: Box<dyn Send>,
     },
@@ -120,7 +131,7 @@ enum Stage {
 impl Stage {
     fn waits_for(&self) -> libc::c_short {
         match self {
-            Stage::Asking(_) | Stage::Holding { .. } => libc::POLLIN,
+            Stage::Asking(_) | Stage::Waiting { .. } | Stage::Holding { .. } => libc::POLLIN,
             Stage::Reading { .. } => libc::POLLOUT,
         }
     }
@@ -129,13 +140,21 @@ impl Stage {
     fn rank(&self) -> u8 {
         match self {
             Stage::Asking(_) => 0,
-            Stage::Reading { held: None, .. } => 1,
+            Stage::Reading { held: None, .. } | Stage::Waiting { .. } => 1,
             Stage::Reading { .. } | Stage::Holding { .. } => 2,
         }
     }
 }
 
 impl Client {
+    fn entry(&self) -> libc::pollfd {
+        let fd = match &self.stage {
+            Stage::Waiting { from, .. } => from.as_raw_fd(),
+            _ => self.stream.as_raw_fd(),
+        };
+        entry(fd, self.stage.waits_for())
+    }
+
     /// The time is for the whole of a stage, or a client could send a byte a
     /// second for ever.
     fn deadline(&self) -> Instant {
@@ -143,6 +162,7 @@ impl Client {
             + match self.stage {
                 Stage::Asking(_) => TIME_TO_ASK,
                 Stage::Reading { .. } => TIME_TO_READ,
+                Stage::Waiting { .. } => TIME_TO_ANSWER,
                 Stage::Holding { .. } => TIME_TO_HOLD,
             }
     }
@@ -184,6 +204,13 @@ impl Client {
                         },
                     }
                 }
+                Stage::Waiting { from, answer } => {
+                    // What was read stays where there is no more of it yet.
+                    from.take(MAX_ANSWER).read_to_end(answer)?;
+                    let mut answer = std::mem::take(answer);
+                    answer.push(b'\n');
+                    Stage::Reading { answer, taken: 0, held: None }
+                }
                 // Whatever it sends, or its end: it is through.
                 Stage::Holding { .. } => {
                     return self.stream.read(&mut [0]).map(|_| false);
@@ -215,8 +242,10 @@ fn begin_answer(line: &[u8], peer: Peer, answer: &Answer) -> Stage {
     let (mut document, held) = match answered {
         Ok(Some(Reply::Document(document))) => (document, None),
         Ok(Some(Reply::Held(document, held))) => (document, Some(held)),
+        Ok(Some(Reply::Later(from))) => return Stage::Waiting { from, answer: Vec::new() },
         Ok(None) => (
-            br#"{"error":"unknown request; known are: ledger, health, log, prove"}"#.to_vec(),
+            br#"{"error":"unknown request; known are: ledger, health, log, reload, prove"}"#
+                .to_vec(),
             None,
         ),
         Err(_) => (br#"{"error":"a bug in vahti: its log tells"}"#.to_vec(), None),

@@ -25,7 +25,7 @@ fn a_question_is_answered_and_the_socket_is_nobody_elses() {
     let control = answering(&path).unwrap();
     assert_eq!(ask(&path, "ledger").unwrap(), serde_json::json!({"observers": []}));
     let unknown = ask(&path, "shutdown now").unwrap();
-    assert_eq!(unknown["error"], "unknown request; known are: ledger, health, log, prove");
+    assert_eq!(unknown["error"], "unknown request; known are: ledger, health, log, reload, prove");
     assert_eq!(mode(&path), 0o600);
     assert_eq!(mode(path.parent().unwrap()), 0o700);
     drop(control);

@@ -41,6 +41,17 @@ fn to_text(answer: &Value) -> String {
         let (state, why) = (text(&emitter["state"]), text(&emitter["why"]));
         line(&mut out, "emitter", &text(&emitter["name"]), &state, &why);
     }
+    let configuration = &answer["configuration"];
+    if configuration.is_object() {
+        let generation = format!("generation {}", configuration["generation"]);
+        let waits: Vec<_> = members(&configuration["needs_restart"]).map(text).collect();
+        let (state, why) = match configuration["refused"].as_str() {
+            Some(why) => ("in force", format!("a new one was refused: {}", escape_text(why))),
+            None if waits.is_empty() => ("in force", String::new()),
+            None => ("in force", format!("needs a restart: {}", waits.join(", "))),
+        };
+        line(&mut out, "config", &generation, state, &why);
+    }
     for check in ["live", "ready"].iter().flat_map(|kind| members(&answer["checks"][kind])) {
         if let Some(why) = check["why"].as_str() {
             let name = text(&check["name"]);
@@ -83,6 +94,17 @@ mod tests {
                         observer network              degraded   source: x\\x0a\n  \
                         emitter  stdout               working\nfailed: network: x\n";
         assert_eq!(to_text(&answer), expected);
+        let with = |refused: Value, waits: Value| {
+            let configuration =
+                json!({"generation": 2, "refused": refused, "needs_restart": waits});
+            to_text(&json!({"configuration": configuration}))
+        };
+        let line = "agent , not live, not ready\n  config   generation 2         in force";
+        assert_eq!(with(Value::Null, json!([])), format!("{line}\n"));
+        let refused = with(json!("a.yaml:1:2: x\n"), json!(["log"]));
+        assert_eq!(refused, format!("{line}   a new one was refused: a.yaml:1:2: x\\x0a\n"));
+        let waits = with(Value::Null, json!(["node_name", "http.listen"]));
+        assert_eq!(waits, format!("{line}   needs a restart: node_name, http.listen\n"));
         assert_eq!(to_text(&Value::Null), "agent , not live, not ready\n");
     }
 }

@@ -17,6 +17,7 @@ use self::process::Process;
 pub(crate) use self::table::TABLE;
 use super::exposition::{Exposition, Format, Kind};
 use crate::log;
+use crate::reload::{Outcome, Status};
 use crate::run::Running;
 
 type Labels = Vec<(String, String)>;
@@ -53,6 +54,7 @@ impl Metrics {
             metrics.emitter(emitter);
         }
         metrics.store(running);
+        metrics.configuration(&running.in_force.status());
         metrics
     }
 
@@ -98,7 +100,8 @@ impl Metrics {
     /// Events that there were none of yet, so that the first one is seen as a
     /// rise.
     fn zeros(&mut self, observer: &ObserverRuntime) {
-        let allowed = &observer.config().metrics.allowed_labels;
+        let config = observer.config();
+        let allowed = &config.metrics.allowed_labels;
         for [subtype, severity, outcome] in table::known_events(observer.name()) {
             let all = [
                 ("observer", observer.name()),
@@ -158,6 +161,20 @@ impl Metrics {
         for (reason, count) in [("rate", counts.rate), ("stderr", counts.stderr)] {
             self.add("vahti_log_held_back_total", &[("reason", reason)], count as f64);
         }
+    }
+
+    fn configuration(&mut self, status: &Status) {
+        self.add("vahti_config_generation", &[], status.generation as f64);
+        let successful = f64::from(status.refused.is_none());
+        self.add("vahti_config_last_reload_successful", &[], successful);
+        let at = "vahti_config_last_reload_success_timestamp_seconds";
+        self.add(at, &[], status.success_seconds);
+        for (outcome, count) in Outcome::ALL.iter().zip(status.counts) {
+            let result = [("result", outcome.as_str())];
+            self.add("vahti_config_reloads_total", &result, count as f64);
+        }
+        let waits = status.needs_restart.len() as f64;
+        self.add("vahti_config_restart_needed", &[], waits);
     }
 
     fn process(&mut self, process: &Process) {

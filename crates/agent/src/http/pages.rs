@@ -19,8 +19,11 @@ pub(crate) fn page(ask: &Ask<'_>, running: &Arc<OnceLock<Running>>) -> Option<Pa
             content: ask.format.content(),
             body: metrics::text(running, ask.format),
         }),
-        "/livez" => Some(checks(&Report::of(running).live, is_verbose)),
-        "/readyz" => Some(checks(&Report::of(running).ready, is_verbose)),
+        "/livez" => Some(checks(&Report::of(running).live, is_verbose, None)),
+        "/readyz" => {
+            let report = Report::of(running);
+            Some(checks(&report.ready, is_verbose, report.note()))
+        }
         "/health" => {
             let report = Report::of(running);
             Some(Page::json(status(report.is_healthy()), &report.to_json()))
@@ -40,13 +43,14 @@ fn status(is_well: bool) -> StatusCode {
 
 /// As Kubernetes' own components tell theirs: every check if that is asked for
 /// or if one fails.
-fn checks(checks: &[Check], is_verbose: bool) -> Page {
+fn checks(checks: &[Check], is_verbose: bool, note: Option<String>) -> Page {
     let is_well = checks.iter().all(|check| check.why.is_none());
     if is_well && !is_verbose {
         return Page::text(StatusCode::OK, "ok\n");
     }
     let told = checks.iter().filter(|check| is_verbose || check.why.is_some());
     let mut text: String = told.map(|check| format!("{check}\n")).collect();
+    text.extend(note.filter(|_| is_verbose).map(|note| note + "\n"));
     text.push_str(if is_well { "ok\n" } else { "failed\n" });
     Page::text(status(is_well), text)
 }

@@ -7,7 +7,8 @@
 //! one must not hide the first line of another.
 //!
 //! Details are limited, too, as clients can provoke some of them, but a hundred
-//! times as generously: who asks for details wants to see their order.
+//! times as generously: who asks for details wants to see their order, and who
+//! changes the configuration what came of each field.
 
 use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
@@ -172,7 +173,7 @@ impl Site {
     }
 
     fn may_pass(&mut self, now: Instant) -> bool {
-        let (burst, refill) = if *self.what.level() > Level::INFO {
+        let (burst, refill) = if is_to_be_whole(self.what) {
             (BURST_OF_DETAILS, REFILL_OF_DETAILS)
         } else {
             (BURST, REFILL)
@@ -190,6 +191,12 @@ impl Site {
         self.spent += u32::from(may);
         may
     }
+}
+
+/// Whether it is limited as details are: so is what a reload changes or refuses,
+/// field by field, which has its own bound.
+fn is_to_be_whole(what: &Metadata<'_>) -> bool {
+    *what.level() > Level::INFO || what.target().starts_with("vahti::reload")
 }
 
 /// Of the call site as a whole, and of whom this record is about.

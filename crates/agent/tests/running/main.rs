@@ -9,5 +9,6 @@ mod doctor;
 mod ends;
 mod keeps;
 mod log;
+mod reload;
 mod secrets;
 mod turns;

@@ -72,7 +72,7 @@ pub(super) enum Found {
 pub(super) fn begin(shared: &Arc<Shared>, check: &mut Check) {
     let Some((file, generation)) = shared.file() else { return };
     // Where nobody reads it comes to half of its share.
-    let log_bytes = writer::wal_bytes(shared.config.max_bytes.0) / 4 * 3;
+    let log_bytes = writer::wal_bytes(shared.bounds.max_bytes()) / 4 * 3;
     let line = match Line::open(shared, &file, CACHE_BYTES) {
         Ok(line) => line,
         Err(why) => {

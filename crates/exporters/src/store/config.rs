@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use schemars::JsonSchema;
@@ -111,6 +112,35 @@ impl Bounded for StoreConfig {
         checked.that(!path.contains(&0), "path", told);
         checked.size("max_bytes", self.max_bytes, 8 << 20, 1 << 40);
         checked.duration("max_age", self.max_age, 60_000, 3_660 * 86_400_000);
+    }
+}
+
+/// How large and how old what is kept may become; changes while it runs.
+#[derive(Debug)]
+pub(super) struct Bounds {
+    max_bytes: AtomicU64,
+    max_age_ns: AtomicU64,
+}
+
+impl Bounds {
+    pub(super) fn of(config: &StoreConfig) -> Self {
+        let bounds = Bounds { max_bytes: AtomicU64::new(0), max_age_ns: AtomicU64::new(0) };
+        bounds.set(config.max_bytes, config.max_age);
+        bounds
+    }
+
+    pub(super) fn set(&self, max_bytes: ByteSize, max_age: HumanDuration) {
+        let age_ns = u64::try_from(max_age.0.as_nanos()).unwrap_or(u64::MAX);
+        self.max_bytes.store(max_bytes.0, Ordering::Relaxed);
+        self.max_age_ns.store(age_ns, Ordering::Relaxed);
+    }
+
+    pub(super) fn max_bytes(&self) -> u64 {
+        self.max_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn max_age_ns(&self) -> u64 {
+        self.max_age_ns.load(Ordering::Relaxed)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Which file is open: begun, gone on with, set aside, or closed until the trouble
 //! with it is over.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use vahti_runtime::clock::ClockPair;
@@ -110,7 +111,15 @@ impl Shared {
                     continue;
                 }
             }
-            match Writer::open(&file, &self.medium, &self.config, &self.exporters, self.began)? {
+            let bounds = Arc::clone(&self.bounds);
+            let opened = Writer::open(
+                &file,
+                &self.medium,
+                (&self.config, bounds),
+                &self.exporters,
+                self.began,
+            )?;
+            match opened {
                 Opened::Ready(writer) => return Ok(writer),
                 Opened::Newer(version) => {
                     let file = shown(&file);

@@ -1,6 +1,7 @@
 //! Commits, bounds and trouble; power cuts, and all troubles at once, in files
 //! of their own.
 
+mod bounds;
 mod crash;
 mod damage;
 mod healing;

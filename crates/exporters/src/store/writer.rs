@@ -16,6 +16,7 @@ use vahti_runtime::event::{
 use vahti_runtime::ids::EventId;
 
 use super::books::{Books, Contradiction, OWN, Passed, signed, unsigned};
+use super::config::Bounds;
 use super::evict::{Oldest, evict, evict_old, oldest_ns, shrink};
 use super::notice::{self, Identity};
 use super::schema::Found;
@@ -70,8 +71,9 @@ pub(super) struct Writer {
     synchronous: &'static str,
     busy: Duration,
     pub(super) books: Books,
+    bounds: Arc<Bounds>,
+    /// The cap that the log's share was reckoned from.
     max_bytes: u64,
-    max_age_ns: u64,
     /// The clocks when the agent began: age is counted by them, so that a
     /// clock that is set forward does not empty the store.
     pub(super) began: ClockPair,
@@ -162,7 +164,7 @@ impl Writer {
     pub(super) fn open(
         file: &Path,
         medium: &Medium,
-        config: &StoreConfig,
+        (config, bounds): (&StoreConfig, Arc<Bounds>),
         exporters: &[String],
         began: ClockPair,
     ) -> Result<Opened, Trouble> {
@@ -195,13 +197,8 @@ impl Writer {
             Found::Newer(version) => return Ok(Opened::Newer(version)),
             Found::Foreign => return Err(foreign()),
         }
-        let wal_pages = wal_bytes(config.max_bytes.0) / 2 / PAGE_BYTES;
-        connection.pragma_update(None, "wal_autocheckpoint", signed(wal_pages))?;
-        connection.pragma_update(
-            None,
-            "journal_size_limit",
-            signed(wal_bytes(config.max_bytes.0)),
-        )?;
+        let max_bytes = bounds.max_bytes();
+        bound_log_of(&connection, max_bytes)?;
         connection.pragma_update(None, "synchronous", medium.synchronous)?;
         connection.set_prepared_statement_cache_capacity(32);
         let books = Books::load(&connection, exporters)?;
@@ -214,8 +211,8 @@ impl Writer {
             synchronous: medium.synchronous,
             busy: medium.busy,
             books,
-            max_bytes: config.max_bytes.0,
-            max_age_ns: u64::try_from(config.max_age.0.as_nanos()).unwrap_or(u64::MAX),
+            bounds,
+            max_bytes,
             began,
             ledger_written_ns: 0,
             oldest: [None; 2],
@@ -289,6 +286,16 @@ impl Writer {
         )))
     }
 
+    /// Goes by the cap as it is now: its log's share changes with it.
+    fn take_up_bounds(&mut self) -> Result<(), Trouble> {
+        let max_bytes = self.bounds.max_bytes();
+        if max_bytes != self.max_bytes {
+            bound_log_of(&self.connection, max_bytes)?;
+            self.max_bytes = max_bytes;
+        }
+        Ok(())
+    }
+
     /// Writes events and what comes with them, durably. Nothing of it happened
     /// where it fails.
     pub(super) fn commit(
@@ -296,13 +303,14 @@ impl Writer {
         batch: &[Arc<Event>],
         ledger: Option<&Ledger>,
     ) -> Result<(), Trouble> {
+        self.take_up_bounds()?;
         let mut books = self.books.clone();
         let now = ClockPair::now();
         let transaction = write_to(&mut self.connection, &self.books)?;
         insert(&transaction, batch, &mut books, &mut self.line)?;
         evict(&transaction, &mut books, self.max_bytes)?;
         let mut oldest = self.oldest;
-        let oldest_ns = oldest_ns(&self.began, now, self.max_age_ns);
+        let oldest_ns = oldest_ns(&self.began, now, self.bounds.max_age_ns());
         evict_old(&transaction, &mut books, &mut oldest, oldest_ns)?;
         let bytes = shrink(&transaction, self.max_bytes)?;
         if let Some(ledger) = ledger
@@ -366,7 +374,7 @@ impl Writer {
         let mut books = self.books.clone();
         let transaction = write_to(&mut self.connection, &self.books)?;
         let mut oldest = self.oldest;
-        let oldest_ns = oldest_ns(&self.began, ClockPair::now(), self.max_age_ns);
+        let oldest_ns = oldest_ns(&self.began, ClockPair::now(), self.bounds.max_age_ns());
         let is_more = evict_old(&transaction, &mut books, &mut oldest, oldest_ns)?;
         self.oldest = oldest;
         if books == self.books {
@@ -454,6 +462,13 @@ fn file_bytes(connection: &Connection) -> rusqlite::Result<u64> {
     let pages =
         connection.prepare_cached("PRAGMA page_count")?.query_row([], |row| unsigned(row, 0))?;
     Ok(pages * PAGE_BYTES)
+}
+
+/// Has the log be written back, and cut, by its share of the cap.
+fn bound_log_of(connection: &Connection, max_bytes: u64) -> rusqlite::Result<()> {
+    let wal_pages = wal_bytes(max_bytes) / 2 / PAGE_BYTES;
+    connection.pragma_update(None, "wal_autocheckpoint", signed(wal_pages))?;
+    connection.pragma_update(None, "journal_size_limit", signed(wal_bytes(max_bytes)))
 }
 
 /// What of the cap is for the write-ahead log.

@@ -31,7 +31,7 @@ const MAX_LEFT_BEHIND: usize = 4;
 pub(super) struct Parts {
     /// Locked while it runs, as it need not be `Sync`.
     pub(super) factory: Mutex<EmitterFactory>,
-    pub(super) config: EmitterConfig,
+    config: Mutex<EmitterConfig>,
     pub(super) critical: bool,
     pub(super) max_batch: usize,
     pub(super) min_batch: usize,
@@ -49,7 +49,7 @@ impl Parts {
             let max_batch = emitter.max_batch().max(1);
             Parts {
                 factory: Mutex::new(factory),
-                config,
+                config: Mutex::new(config),
                 critical: emitter.is_critical(),
                 max_batch,
                 min_batch: emitter.min_batch().clamp(1, max_batch),
@@ -57,6 +57,14 @@ impl Parts {
                 meter: emitter.meter(),
             }
         })
+    }
+
+    pub(super) fn config(&self) -> EmitterConfig {
+        *self.config.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn reconfigure(&self, config: EmitterConfig) {
+        *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
     }
 }
 

@@ -87,7 +87,7 @@ impl Sender {
             let reason = "it panicked and could not be made anew".to_owned();
             return (EmitOutcome::Retryable { reason, retry_after: None }, false);
         };
-        let limit = self.shared.parts.config.emit_timeout;
+        let limit = self.shared.parts.config().emit_timeout;
         let result = contain_with_timeout(&self.shared.name, limit, |_| emitter.emit(batch)).await;
         let error = match result {
             Ok(outcome) => {

@@ -135,12 +135,16 @@ impl Worker {
     async fn gather_with_patience(&mut self) {
         let patient = self.shared.parts.min_batch > 1 && !*self.shared.ending.borrow();
         if patient && self.shared.has_work() && !self.shared.has_enough() {
-            let until = tokio::time::Instant::now() + self.shared.parts.config.drain_interval;
+            let interval = self.shared.parts.config().drain_interval;
+            let until = tokio::time::Instant::now() + interval;
             let shared = Arc::clone(&self.shared);
+            // An hour that is a second now is not waited for.
+            let is_over =
+                || *shared.ending.borrow() || shared.parts.config().drain_interval != interval;
             let full = async {
-                while !shared.has_enough() && !*shared.ending.borrow() {
+                while !shared.has_enough() && !is_over() {
                     let before = shared.waiting();
-                    shared.bell.wait(|| shared.waiting() != before).await;
+                    shared.bell.wait(|| shared.waiting() != before || is_over()).await;
                 }
             };
             if tokio::time::timeout_at(until, full).await.is_err() {
@@ -156,7 +160,7 @@ impl Worker {
         let lanes = self.lanes.len();
         epochs.clear();
         epochs.resize(lanes, 0);
-        let mut bytes = self.shared.parts.config.max_batch_bytes;
+        let mut bytes = self.shared.parts.config().max_batch_bytes;
         for priority in Priority::ALL {
             for offset in 0..lanes {
                 let room = self.shared.parts.max_batch - events.len();
@@ -216,7 +220,7 @@ impl Worker {
     /// before and has now once more; `false` if nothing of it is left to try.
     async fn tries_again(&mut self, failures: u32, hint: Option<Duration>) -> bool {
         let critical = self.shared.parts.critical;
-        let retries = if critical { self.shared.parts.config.max_retries } else { 0 };
+        let retries = if critical { self.shared.parts.config().max_retries } else { 0 };
         if failures >= retries {
             let why = if critical { DropReason::RetriesExhausted } else { DropReason::TriedOnce };
             self.drop_rest(why);

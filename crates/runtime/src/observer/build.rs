@@ -4,12 +4,13 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Duration;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::work::Seat;
 use super::{ObserverRuntime, Stage, checks};
 use crate::causality::CausalityTracker;
 use crate::config::{Config, InvalidConfig};
+use crate::current::Current;
 use crate::delivery::{EmitterConfig, EmitterHandle, EmitterStartError};
 use crate::emitter::EventEmitter;
 use crate::event::Origin;
@@ -215,22 +216,16 @@ impl ObserverRuntimeBuilder {
             .map(|e| (e.add_lane(&name, &config.backpressure, &pool), e.bell()))
             .collect();
         let node = self.node.unwrap_or_else(|| first_line(HOSTNAME_PATH));
-        let sampler = if self.sampling_disabled {
-            Sampler::disabled()
-        } else {
-            Sampler::new(&config.sampling)
-        };
-        let limits = if self.folding_disabled {
-            FoldLimits { max_keys: 0, ..FoldLimits::of(&self.caches) }
-        } else {
-            FoldLimits::of(&self.caches)
-        };
+        let keeps_all = self.sampling_disabled;
+        let sampler = if keeps_all { Sampler::disabled() } else { Sampler::new(&config.sampling) };
+        let limits = FoldLimits::of(&self.caches);
+        let max_keys = if self.folding_disabled { 0 } else { limits.max_keys };
         let pipeline = Pipeline {
             origin: Origin::shared(&name, &node),
             ids: EventIds::new(&self.boot_id.unwrap_or_else(this_boot), &name),
-            sampler,
+            sampler: Current::new(sampler),
             causality: CausalityTracker::new(self.caches.entities),
-            folder: Mutex::new(Folder::new(limits)),
+            folder: Mutex::new(Folder::new(FoldLimits { max_keys, ..limits })),
             lanes,
             pool,
             counts: ObserverCounts::default(),
@@ -257,7 +252,9 @@ impl ObserverRuntimeBuilder {
             up_since: Mutex::new(None),
             scratches: Mutex::new(Vec::new()),
             health,
-            config,
+            config: watch::Sender::new(Arc::new(config)),
+            changing: Mutex::default(),
+            sampling_disabled: keeps_all,
         });
         checks::add_to(&runtime);
         Ok(runtime)

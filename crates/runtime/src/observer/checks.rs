@@ -47,7 +47,7 @@ impl HealthCheck for Progress {
                 return HealthStatus::healthy();
             }
         };
-        if since.elapsed() >= runtime.config.health.hang_timeout.0 {
+        if since.elapsed() >= runtime.config().health.hang_timeout.0 {
             return HealthStatus::unhealthy(format!(
                 "has had work and made no progress for {:?}",
                 since.elapsed()
@@ -98,7 +98,8 @@ impl HealthCheck for Lanes {
 
     fn check(&self) -> HealthStatus {
         let Some(runtime) = self.of.upgrade() else { return HealthStatus::healthy() };
-        let bounds = &runtime.config.backpressure;
+        let config = runtime.config();
+        let bounds = &config.backpressure;
         for ((lane, _), emitter) in runtime.pipeline.lanes.iter().zip(&runtime.emitters) {
             let fill = lane.fill();
             let items = fill.items.saturating_mul(100) / bounds.queue_size.max(1);

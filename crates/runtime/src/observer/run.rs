@@ -197,7 +197,7 @@ impl ObserverRuntime {
                 Ok(Outcome::Shutdown | Outcome::Drained) => break Ok(()),
                 Err(error) => break Err(error),
                 Ok(Outcome::Failed(why, left) | Outcome::Hung(why, left)) => {
-                    let policy = self.config.failure.policy;
+                    let policy = self.config().failure.policy;
                     tracing::error!(observer = %self.name, %why, ?policy, "observer failed");
                     // There is one source, and none is used again after a panic.
                     let is_lost = source.as_ref().is_some_and(SharedSource::has_panicked);
@@ -223,7 +223,7 @@ impl ObserverRuntime {
     }
 
     fn start_error(&self, why: String) -> RunError {
-        let policy = self.config.failure.policy;
+        let policy = self.config().failure.policy;
         // Now: the report comes when all has ended, which may be in a year.
         tracing::error!(observer = %self.name, %why, ?policy, "observer could not be started");
         RunError::Start { observer: self.name.clone(), why, policy }
@@ -243,7 +243,8 @@ impl ObserverRuntime {
     ) -> Result<(Arc<Incarnation>, mpsc::UnboundedReceiver<Failure>), String> {
         let processor = contain("processor factory", || self.factory.make())
             .map_err(|panicked| panicked.to_string())?;
-        let set_up = match contain("processor setup", || processor.setup(&self.config)) {
+        let config = self.config();
+        let set_up = match contain("processor setup", || processor.setup(&config)) {
             Ok(future) => tokio::select! {
                 result = contain_future("processor setup", future) => result,
                 () = self.half_of_the_drain(shutdown) => {
@@ -425,13 +426,18 @@ impl ObserverRuntime {
     /// Waits until the thread has had work and made no progress for too long:
     /// a record that it is at, or records that wait unread in its source.
     async fn hang(&self, source: Option<&SharedSource>) -> Hung {
-        let limit = self.config.health.hang_timeout.0;
+        let mut config = self.config.subscribe();
         let mut before = None;
         let mut since = Instant::now();
         let mut woken = false;
         loop {
+            let limit = config.borrow_and_update().health.hang_timeout.0;
             // Idle costs one wake-up per limit; work is looked at twice as often.
-            tokio::time::sleep(if before.is_some() { limit / 2 } else { limit }).await;
+            let pause = if before.is_some() { limit / 2 } else { limit };
+            // Whose limit was an hour looks anew with one of a second.
+            if tokio::time::timeout(pause, config.changed()).await.is_ok() {
+                continue;
+            }
             let now = self.at();
             if now.is_none() || now != before {
                 (before, since, woken) = (now, Instant::now(), false);
@@ -477,7 +483,7 @@ impl ObserverRuntime {
     }
 
     fn hang_message(&self) -> String {
-        let limit = self.config.health.hang_timeout;
+        let limit = self.config().health.hang_timeout;
         format!("had a record and made no progress for {limit}: its thread is left behind")
     }
 
@@ -561,7 +567,8 @@ impl ObserverRuntime {
     ) -> bool {
         // Nobody reads the source now, so nobody else ends its storms.
         self.fold_bell.notify_one();
-        let retry = &self.config.failure.retry;
+        let config = self.config();
+        let retry = &config.failure.retry;
         let now = Instant::now();
         restarts.recent.retain(|at| now.duration_since(*at) < retry.period.0);
         if lasted >= retry.period.0 {
@@ -588,7 +595,7 @@ impl ObserverRuntime {
     async fn wait_for_source(&self, source: Option<&SharedSource>, shutdown: &Shutdown) -> bool {
         while source.is_some_and(SharedSource::is_in_use) {
             self.health.mark_unhealthy("waits for its source, whose read does not return");
-            let pause = self.config.health.hang_timeout.0;
+            let pause = self.config().health.hang_timeout.0;
             if tokio::time::timeout(pause, shutdown.begun()).await.is_ok() {
                 return true;
             }

@@ -149,6 +149,36 @@ pub(crate) const TABLE: &[Row] = &[
         "How long after it happened an event that was delivered was accepted by its observer, and \
          delivered by the emitter.",
     ),
+    row(
+        "vahti_config_generation",
+        Gauge,
+        &[],
+        "Which configuration is in force: 1 at the start, one more with each new one.",
+    ),
+    row(
+        "vahti_config_last_reload_successful",
+        Gauge,
+        &[],
+        "1 if the configuration that was read last is good, 0 if it was refused.",
+    ),
+    row(
+        "vahti_config_last_reload_success_timestamp_seconds",
+        Gauge,
+        &[],
+        "When a good configuration was read last, since 1970.",
+    ),
+    row(
+        "vahti_config_reloads_total",
+        Counter,
+        &["result"],
+        "How often the configuration was read again: changed, unchanged, refused.",
+    ),
+    row(
+        "vahti_config_restart_needed",
+        Gauge,
+        &[],
+        "How many fields of the configuration need a restart to be gone by.",
+    ),
     row("vahti_store_open", Gauge, &[], "1 if the store was opened, 0 if not or if there is none."),
     row("vahti_store_size_bytes", Gauge, &[], "What the store's files take, every ten seconds."),
     row(

@@ -61,6 +61,7 @@ pub(super) fn all() -> BTreeMap<&'static str, Values> {
         ("stage", words(stages.chain(["accepted", "delivered"]))),
         ("priority", words(Priority::ALL.map(|priority| priority.as_str()))),
         ("state", words(states)),
+        ("result", words(["acknowledged", "refused", "changed", "unchanged"])),
         ("level", words(levels)),
         ("emitter", Values::Names("names of emitters, as configured; `store`, `(store)`")),
         (
