@@ -261,12 +261,12 @@ fn what_is_kept_changes_from_one_event_to_the_next_and_nothing_is_lost() {
 fn the_log_tells_more_or_less_from_then_on() {
     let Some(it) = Reloaded::start(&["--emit", "none"]) else { return };
     fs::write(it.file(), format!("{FIRST}log: error\n")).unwrap();
-    it.tells("configuration: log: \"info\" → \"error\", applied");
+    it.tells("configuration: log.level: \"info\" → \"error\", applied");
     it.tells("generation=2");
     fs::write(it.file(), format!("{}log: error\n", rate("0.5"))).unwrap();
     until("it is gone by", || it.reload().1 == "nothing is new; generation 3 stays in force\n");
     fs::write(it.file(), format!("{}log: debug\n", rate("0.5"))).unwrap();
-    it.tells("configuration: log: \"error\" → \"debug\", applied");
+    it.tells("configuration: log.level: \"error\" → \"debug\", applied");
     assert!(!it.log().contains("generation=3"), "{}", it.log());
 }
 
