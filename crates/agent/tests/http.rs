@@ -266,7 +266,7 @@ fn a_configuration_that_was_refused_is_told_and_makes_it_no_less_ready() {
     assert_eq!(agent.get("/readyz").unwrap().body, "ok\n");
     let verbose = agent.get("/readyz?verbose").unwrap().body;
     let note = "[+]configuration ok: generation 2; a new one was refused: ";
-    assert!(verbose.contains(note) && verbose.contains(":1:6: log is "), "{verbose}");
+    assert!(verbose.contains(note) && verbose.contains(":1:6: log.level is "), "{verbose}");
     let health = agent.get("/health").unwrap();
     assert!(health.is_ok());
     let health = health.json();
