@@ -207,7 +207,8 @@ fn other_emitters_are_told_by_their_names_and_wait_for_a_restart() {
     let from = config("emitters: [{type: stdout}]");
     let to = config("log: warn\nemitters: [{type: stdout, max_retries: 9}, {type: none}]");
     let (plan, told) = planned(&from, &to);
-    let expected = ["log.level: \"info\" → \"warn\", now", "emitters: stdout → stdout, none, restart"];
+    let expected =
+        ["log.level: \"info\" → \"warn\", now", "emitters: stdout → stdout, none, restart"];
     assert_eq!(told, expected);
     assert_eq!(plan.config.emitters, from.emitters);
 }
