@@ -175,14 +175,23 @@ pub struct OtlpTarget {
 /// Everything that is needed to send.
 #[derive(Debug, Clone)]
 pub(super) struct Settled {
-    pub(super) protocol: Protocol,
     pub(super) logs: Uri,
+    pub(super) way: Way,
     pub(super) traces: Option<Uri>,
+    /// Where spans are not sent as records are.
+    pub(super) traces_way: Option<Way>,
+    pub(super) max_request: usize,
+}
+
+/// How requests of a signal are sent. Variables of the environment may say that
+/// of one signal alone: what one receiver is to be told is no other's business.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Way {
+    pub(super) protocol: Protocol,
     pub(super) headers: BTreeMap<String, HeaderSource>,
     pub(super) tls: TlsConfig,
     pub(super) gzip: bool,
     pub(super) timeout: Duration,
-    pub(super) max_request: usize,
 }
 
 /// What OpenTelemetry's variables say, if they are set and not empty.
@@ -214,14 +223,9 @@ impl OtlpConfig {
         environment: Environment<'_>,
     ) -> Result<Settled, Vec<InvalidField>> {
         let mut filling = Filling { environment, wrong: Vec::new() };
-        let protocol = self.protocol.or_else(|| filling.protocol()).unwrap_or(Protocol::Grpc);
-        let logs = filling.uri(self, protocol, "LOGS", "/v1/logs");
+        let (logs, way) = filling.signal(self, "LOGS", "/v1/logs");
         let sends_traces = self.traces.unwrap_or(true);
-        let traces = sends_traces.then(|| filling.uri(self, protocol, "TRACES", "/v1/traces"));
-        let headers = filling.headers(&self.headers);
-        let tls = filling.tls(&self.tls);
-        let timeout = filling.timeout(self.timeout);
-        let gzip = filling.gzip(self.compression);
+        let traces = sends_traces.then(|| filling.signal(self, "TRACES", "/v1/traces"));
         let max_request = self.max_request.unwrap_or(ByteSize::mib(3));
         filling.within(
             "max_request",
@@ -229,20 +233,17 @@ impl OtlpConfig {
             max_request.to_string(),
             "64KiB to 64MiB",
         );
-        let traces = match traces {
-            Some(None) => return Err(filling.wrong),
-            Some(some) => some,
-            None => None,
+        let (traces, traces_way) = match traces {
+            Some((None, _)) => return Err(filling.wrong),
+            Some((uri, traces_way)) => (uri, Some(traces_way).filter(|other| *other != way)),
+            None => (None, None),
         };
         match logs {
             Some(logs) if filling.wrong.is_empty() => Ok(Settled {
-                protocol,
                 logs,
+                way,
                 traces,
-                headers,
-                tls,
-                gzip,
-                timeout,
+                traces_way,
                 max_request: usize::try_from(max_request.0).unwrap_or(usize::MAX),
             }),
             _ => Err(filling.wrong),
@@ -256,6 +257,20 @@ struct Filling<'a> {
 }
 
 impl Filling<'_> {
+    /// Where and how one signal is sent.
+    fn signal(&mut self, config: &OtlpConfig, signal: &str, path: &str) -> (Option<Uri>, Way) {
+        let protocol = config.protocol.or_else(|| self.protocol(signal)).unwrap_or(Protocol::Grpc);
+        let uri = self.uri(config, protocol, signal, path);
+        let way = Way {
+            protocol,
+            headers: self.headers(&config.headers, signal),
+            tls: self.tls(&config.tls, signal),
+            timeout: self.timeout(config.timeout, signal),
+            gzip: self.gzip(config.compression, signal),
+        };
+        (uri, way)
+    }
+
     /// `OTEL_EXPORTER_OTLP_LOGS_X`, else `OTEL_EXPORTER_OTLP_X`, with its name.
     fn variable(&self, signal: &str, what: &str) -> Option<(String, String)> {
         let names =
@@ -266,12 +281,13 @@ impl Filling<'_> {
         })
     }
 
+    /// Once, also of what holds for both signals.
     fn complain(&mut self, path: &str, value: &str, bound: &str) {
-        self.wrong.push(InvalidField {
-            path: path.to_owned(),
-            value: escape_text(value).into_owned(),
-            bound: bound.to_owned(),
-        });
+        let (path, value) = (path.to_owned(), escape_text(value).into_owned());
+        let field = InvalidField { path, value, bound: bound.to_owned() };
+        if !self.wrong.contains(&field) {
+            self.wrong.push(field);
+        }
     }
 
     fn within(&mut self, path: &str, is_good: bool, value: String, bound: &str) {
@@ -280,8 +296,8 @@ impl Filling<'_> {
         }
     }
 
-    fn protocol(&mut self) -> Option<Protocol> {
-        let (name, value) = self.variable("LOGS", "PROTOCOL")?;
+    fn protocol(&mut self, signal: &str) -> Option<Protocol> {
+        let (name, value) = self.variable(signal, "PROTOCOL")?;
         match value.as_str() {
             "grpc" => Some(Protocol::Grpc),
             "http/protobuf" => Some(Protocol::Http),
@@ -313,9 +329,7 @@ impl Filling<'_> {
         match endpoint(&text, protocol, (!whole).then_some(path)) {
             Ok(uri) => Some(uri),
             Err(bound) => {
-                if !self.wrong.iter().any(|field| field.path == name) {
-                    self.complain(&name, &remote::shown(&text), &bound);
-                }
+                self.complain(&name, &remote::shown(&text), &bound);
                 None
             }
         }
@@ -334,9 +348,13 @@ impl Filling<'_> {
         Some((name, format!("{scheme}://{text}")))
     }
 
-    fn headers(&mut self, set: &BTreeMap<String, HeaderSource>) -> BTreeMap<String, HeaderSource> {
+    fn headers(
+        &mut self,
+        set: &BTreeMap<String, HeaderSource>,
+        signal: &str,
+    ) -> BTreeMap<String, HeaderSource> {
         let mut headers = BTreeMap::new();
-        if let Some((name, list)) = self.variable("LOGS", "HEADERS") {
+        if let Some((name, list)) = self.variable(signal, "HEADERS") {
             for entry in list.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
                 match entry.split_once('=') {
                     Some((key, value)) => {
@@ -384,9 +402,9 @@ impl Filling<'_> {
         }
     }
 
-    fn tls(&mut self, set: &TlsConfig) -> TlsConfig {
+    fn tls(&mut self, set: &TlsConfig, signal: &str) -> TlsConfig {
         let file = |set: &Option<PathBuf>, what| {
-            let from_environment = || Some(PathBuf::from(self.variable("LOGS", what)?.1));
+            let from_environment = || Some(PathBuf::from(self.variable(signal, what)?.1));
             set.clone().or_else(from_environment)
         };
         let tls = TlsConfig {
@@ -394,13 +412,17 @@ impl Filling<'_> {
             cert: file(&set.cert, "CLIENT_CERTIFICATE"),
             key: file(&set.key, "CLIENT_KEY"),
         };
-        self.wrong.extend(tls.wrong());
+        for field in tls.wrong() {
+            if !self.wrong.contains(&field) {
+                self.wrong.push(field);
+            }
+        }
         tls
     }
 
-    fn timeout(&mut self, set: Option<HumanDuration>) -> Duration {
+    fn timeout(&mut self, set: Option<HumanDuration>, signal: &str) -> Duration {
         let bounds = Duration::from_millis(10)..=Duration::from_secs(300);
-        let (name, timeout) = match (set, self.variable("LOGS", "TIMEOUT")) {
+        let (name, timeout) = match (set, self.variable(signal, "TIMEOUT")) {
             (Some(timeout), _) => ("timeout".to_owned(), timeout.0),
             (None, Some((name, value))) => match value.parse() {
                 Ok(ms) => (name, Duration::from_millis(ms)),
@@ -416,11 +438,11 @@ impl Filling<'_> {
         timeout
     }
 
-    fn gzip(&mut self, set: Option<Compression>) -> bool {
+    fn gzip(&mut self, set: Option<Compression>, signal: &str) -> bool {
         if let Some(compression) = set {
             return compression == Compression::Gzip;
         }
-        match self.variable("LOGS", "COMPRESSION") {
+        match self.variable(signal, "COMPRESSION") {
             None => false,
             Some((_, value)) if value == "gzip" => true,
             Some((_, value)) if value == "none" => false,

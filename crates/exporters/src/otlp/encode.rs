@@ -70,10 +70,13 @@ impl Encoder {
         let mut growing = Growing::new(frame, max_bytes, self.usual);
         for event in events {
             write_record(event, &mut self.record);
-            let Some(bytes) = growing.add(&self.record) else { break };
+            let added = growing.add(&self.record);
             // Events of unusual size leave no lasting mark.
-            if bytes > KEPT_BYTES {
+            if added.is_none_or(|bytes| bytes > KEPT_BYTES) {
                 self.record = LogRecord::default();
+            }
+            if added.is_none() {
+                break;
             }
         }
         self.usual = growing.bytes.len();

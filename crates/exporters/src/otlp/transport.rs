@@ -82,6 +82,8 @@ pub(super) enum Signal {
 pub(super) struct Transport {
     settled: Settled,
     headers: Headers,
+    /// The way of spans, where that is another one.
+    of_traces: Option<Box<Transport>>,
     /// `None` until it is needed, and after it has failed.
     open: Option<Open>,
     /// Whether somebody has ever answered.
@@ -104,14 +106,25 @@ enum Client {
 }
 
 impl Transport {
-    pub(super) fn new(settled: Settled) -> Self {
-        let uris = [Some(&settled.logs), settled.traces.as_ref()].into_iter().flatten();
+    pub(super) fn new(mut settled: Settled) -> Self {
+        let traces_way = settled.traces_way.take();
+        let of_traces = traces_way.zip(settled.traces.clone()).map(|(way, uri)| {
+            Box::new(Transport::new(Settled {
+                logs: uri,
+                way,
+                traces: None,
+                traces_way: None,
+                max_request: settled.max_request,
+            }))
+        });
+        let traces = settled.traces.as_ref().filter(|_| of_traces.is_none());
+        let uris = [Some(&settled.logs), traces].into_iter().flatten();
         let paths = uris.map(|uri| match uri.path() {
             path if path.ends_with("/v1/logs") => path.trim_end_matches("/v1/logs").to_owned(),
             path => path.trim_end_matches("/v1/traces").to_owned(),
         });
-        let headers = Headers::new(settled.headers.clone(), paths.collect());
-        Transport { settled, headers, open: None, has_answered: false }
+        let headers = Headers::new(settled.way.headers.clone(), paths.collect());
+        Transport { settled, headers, of_traces, open: None, has_answered: false }
     }
 
     /// Whether chains are sent as spans.
@@ -126,7 +139,14 @@ impl Transport {
 
     /// Sends a request, and waits for the answer as long as is configured.
     pub(super) async fn send(&mut self, signal: Signal, request: Bytes) -> Result<Taken, Failure> {
-        let timeout = self.settled.timeout;
+        match &mut self.of_traces {
+            Some(other) if signal == Signal::Traces => other.send_here(signal, request).await,
+            _ => self.send_here(signal, request).await,
+        }
+    }
+
+    async fn send_here(&mut self, signal: Signal, request: Bytes) -> Result<Taken, Failure> {
+        let timeout = self.settled.way.timeout;
         let sent = self.send_anew(signal, request);
         let result = tokio::time::timeout(timeout, sent).await.unwrap_or_else(|_| {
             let (place, ms) = (remote::place(self.settled.uri(signal)), timeout.as_millis());
@@ -203,8 +223,8 @@ impl Settled {
 
 impl Open {
     fn to(settled: &Settled) -> Result<Self, String> {
-        let trust = Trust::load(&settled.tls, needs_trust(settled))?;
-        let client = match settled.protocol {
+        let trust = Trust::load(&settled.way.tls, needs_trust(settled))?;
+        let client = match settled.way.protocol {
             Protocol::Grpc => Client::Grpc(Box::new(grpc::Grpc::new(settled, &trust)?)),
             Protocol::Http => Client::Http(Box::new(http::Http::new(settled, &trust))),
         };

@@ -22,9 +22,9 @@ fn uris(settled: &Settled) -> (String, Option<String>) {
 #[test]
 fn without_anything_it_is_grpc_to_this_machine() {
     let settled = settled(&OtlpConfig::default(), &[]).unwrap();
-    assert_eq!(settled.protocol, Protocol::Grpc);
+    assert_eq!(settled.way.protocol, Protocol::Grpc);
     assert_eq!(uris(&settled).0, "http://localhost:4317/");
-    assert_eq!((settled.timeout, settled.gzip), (Duration::from_secs(10), false));
+    assert_eq!((settled.way.timeout, settled.way.gzip), (Duration::from_secs(10), false));
 }
 
 #[test]
@@ -51,6 +51,35 @@ fn paths_are_put_behind_the_endpoint_of_all_signals_and_not_behind_that_of_one()
 }
 
 #[test]
+fn what_the_environment_says_of_one_signal_is_no_business_of_the_other() {
+    let environment = [
+        ("OTEL_EXPORTER_OTLP_HEADERS", "both=1"),
+        ("OTEL_EXPORTER_OTLP_LOGS_ENDPOINT", "https://logs:1"),
+        ("OTEL_EXPORTER_OTLP_LOGS_HEADERS", "key=logs-secret"),
+        ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://traces:2/v1/traces"),
+        ("OTEL_EXPORTER_OTLP_TRACES_HEADERS", "key=traces-secret"),
+        ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf"),
+        ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "20"),
+        ("OTEL_EXPORTER_OTLP_TRACES_COMPRESSION", "gzip"),
+        ("OTEL_EXPORTER_OTLP_TRACES_CERTIFICATE", "/traces.pem"),
+    ];
+    let all = settled(&OtlpConfig::default(), &environment).unwrap();
+    let value = |text: &str| HeaderSource::Value(Secret(text.to_owned()));
+    let keyed = |text: &str| BTreeMap::from([("key".to_owned(), value(text))]);
+    assert_eq!(all.way.headers, keyed("logs-secret"), "instead of those of both");
+    assert_eq!((all.way.protocol, all.way.gzip, &all.way.tls.ca), (Protocol::Grpc, false, &None));
+    let traces = all.traces_way.unwrap();
+    assert_eq!(traces.headers, keyed("traces-secret"));
+    assert_eq!((traces.protocol, traces.gzip), (Protocol::Http, true));
+    assert_eq!(traces.timeout, Duration::from_millis(20));
+    assert_eq!(traces.tls.ca, Some(PathBuf::from("/traces.pem")));
+    let same = settled(&OtlpConfig::default(), &environment[..1]).unwrap();
+    assert_eq!((same.traces_way, same.way.headers.len()), (None, 1));
+    let wrong = [("OTEL_EXPORTER_OTLP_TIMEOUT", "soon")];
+    assert_eq!(settled(&OtlpConfig::default(), &wrong).unwrap_err().len(), 1, "told once");
+}
+
+#[test]
 fn the_environment_fills_in_what_is_left_open_and_nothing_else() {
     let environment = [
         ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf"),
@@ -64,11 +93,11 @@ fn the_environment_fills_in_what_is_left_open_and_nothing_else() {
     ];
     let filled = settled(&OtlpConfig::default(), &environment).unwrap();
     assert_eq!(uris(&filled).0, "https://from-environment:1/v1/logs");
-    assert_eq!((filled.timeout, filled.gzip), (Duration::from_millis(300), true));
-    assert_eq!(filled.tls.ca, Some(PathBuf::from("/ca.pem")));
-    assert_eq!(filled.tls.cert, None, "what is empty is not set");
+    assert_eq!((filled.way.timeout, filled.way.gzip), (Duration::from_millis(300), true));
+    assert_eq!(filled.way.tls.ca, Some(PathBuf::from("/ca.pem")));
+    assert_eq!(filled.way.tls.cert, None, "what is empty is not set");
     let value = |text: &str| HeaderSource::Value(Secret(text.to_owned()));
-    assert_eq!(filled.headers["x-key"], value("sec ret="));
+    assert_eq!(filled.way.headers["x-key"], value("sec ret="));
     let config = OtlpConfig {
         protocol: Some(Protocol::Grpc),
         headers: [("A".to_owned(), value("mine"))].into(),
@@ -78,9 +107,9 @@ fn the_environment_fills_in_what_is_left_open_and_nothing_else() {
     };
     let set = settled(&config, &environment).unwrap();
     assert_eq!(uris(&set).0, "http://mine:1/");
-    assert_eq!((set.timeout, set.gzip), (Duration::from_secs(1), false));
-    assert_eq!(set.headers["a"], value("mine"));
-    assert_eq!(set.headers["x-key"], value("sec ret="));
+    assert_eq!((set.way.timeout, set.way.gzip), (Duration::from_secs(1), false));
+    assert_eq!(set.way.headers["a"], value("mine"));
+    assert_eq!(set.way.headers["x-key"], value("sec ret="));
 }
 
 #[test]
@@ -165,5 +194,5 @@ fn a_secret_is_shown_nowhere() {
     assert!(!shown.contains("geheim"), "{shown}");
     let settled = settled(&config, &[]).unwrap();
     assert!(!format!("{settled:?}").contains("geheim"));
-    assert_eq!(settled.headers.len(), 3);
+    assert_eq!(settled.way.headers.len(), 3);
 }

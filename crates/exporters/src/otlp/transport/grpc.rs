@@ -50,9 +50,9 @@ impl Grpc {
                 .map_err(|error| error.to_string())?
                 .tcp_nodelay(true);
             let channel =
-                endpoint.connect_with_connector_lazy(trust.connector(true, settled.timeout));
+                endpoint.connect_with_connector_lazy(trust.connector(true, settled.way.timeout));
             let client = tonic::client::Grpc::new(Checked(channel));
-            Ok(if settled.gzip {
+            Ok(if settled.way.gzip {
                 client.send_compressed(CompressionEncoding::Gzip)
             } else {
                 client

@@ -98,8 +98,11 @@ fn read(source: &HeaderSource) -> Result<String, String> {
         HeaderSource::File { file, prefix } => {
             let shown = vahti_runtime::event::escape(file.as_os_str().as_encoded_bytes());
             let failed = |why: String| format!("cannot read {shown}: {why}");
-            let len = fs::metadata(file).map_err(|error| failed(error.to_string()))?.len();
-            if len > MAX_BYTES {
+            let there = fs::metadata(file).map_err(|error| failed(error.to_string()))?;
+            if !there.is_file() {
+                return Err(failed("it is no file".to_owned()));
+            }
+            if there.len() > MAX_BYTES {
                 return Err(failed("it is larger than 64 KiB".to_owned()));
             }
             let text = fs::read_to_string(file).map_err(|error| failed(error.to_string()))?;

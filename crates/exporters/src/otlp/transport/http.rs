@@ -18,7 +18,7 @@ use prost::bytes::Bytes;
 
 use super::grpc::decode;
 use super::{Failure, MAX_ANSWER, Signal, Taken, on_the_way, said};
-use crate::otlp::config::Settled;
+use crate::otlp::config::{Settled, Way};
 use crate::remote::{advice, shown};
 use crate::tls::{Connector, Trust};
 
@@ -32,7 +32,8 @@ impl Http {
         let mut builder = Client::builder(TokioExecutor::new());
         // One request at a time.
         builder.pool_max_idle_per_host(1);
-        Http { client: builder.build(trust.connector(false, settled.timeout)), gzip: settled.gzip }
+        let Way { timeout, gzip, .. } = settled.way;
+        Http { client: builder.build(trust.connector(false, timeout)), gzip }
     }
 
     pub(super) async fn send(
