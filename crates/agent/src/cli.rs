@@ -434,6 +434,7 @@ impl RunArgs {
     /// What it says about the configuration.
     pub(crate) fn overrides(&self) -> Overrides {
         Overrides {
+            again: false,
             config: self.config.clone(),
             observers: self.observers.clone(),
             emit: self.emit.clone(),

@@ -12,8 +12,9 @@ use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
-use std::time::Duration;
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -36,11 +37,13 @@ const CONNECTIONS: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How much of a request's head is read.
 const MAX_HEAD: usize = 8 << 10;
-/// What is sent to any of them at once; a page that is longer waits for none.
+/// What is sent to any of them at once.
 const MAX_PAGE: usize = 16 << 10;
 /// How many longer pages are sent at once, such as metrics: for most clients the
 /// kernel's buffers take all of one.
 const LONG_PAGES: usize = 1;
+/// After how long who is sent one gives way to who waits for one.
+const GIVES_WAY: Duration = Duration::from_millis(250);
 /// Metrics but for those with labels of events.
 const METRICS: usize = 64 << 10;
 /// A thread's stack as far as it is used, and its event loop.
@@ -123,7 +126,7 @@ pub(crate) fn serve(listen: SocketAddr, pages: Arc<Pages>) -> io::Result<SocketA
 
 async fn accept(listener: tokio::net::TcpListener, pages: Arc<Pages>) {
     let mut clients: VecDeque<AbortHandle> = VecDeque::new();
-    let long_pages = Arc::new(Semaphore::new(LONG_PAGES));
+    let long_pages = Arc::new(LongPages::default());
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -135,17 +138,17 @@ async fn accept(listener: tokio::net::TcpListener, pages: Arc<Pages>) {
             }
         };
         clients.retain(|client| !client.is_finished());
-        // Whoever asks as he should is answered before others come for his place.
         if clients.len() >= CONNECTIONS
             && let Some(oldest) = clients.pop_front()
         {
             oldest.abort();
         }
         let (pages, long_pages) = (Arc::clone(&pages), Arc::clone(&long_pages));
+        let this = Arc::new(OnceLock::new());
+        let itself = Arc::clone(&this);
         let client = tokio::spawn(async move {
-            let answers = service_fn(|request| {
-                let response = answer(&request, &*pages, &long_pages);
-                async { Ok::<_, Infallible>(response) }
+            let answers = service_fn(|request| async {
+                Ok::<_, Infallible>(answer(request, &*pages, &long_pages, &itself).await)
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -159,14 +162,18 @@ async fn accept(listener: tokio::net::TcpListener, pages: Arc<Pages>) {
                 Ok(Ok(())) => {}
             }
         });
+        this.get_or_init(|| client.abort_handle());
         clients.push_back(client.abort_handle());
+        // Whoever asks as he should is answered before others come for his place.
+        tokio::task::yield_now().await;
     }
 }
 
-fn answer(
-    request: &Request<Incoming>,
+async fn answer(
+    request: Request<Incoming>,
     pages: &Pages,
-    long_pages: &Arc<Semaphore>,
+    long_pages: &LongPages,
+    client: &OnceLock<AbortHandle>,
 ) -> Response<Full<Bytes>> {
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
         let page = Page::text(StatusCode::METHOD_NOT_ALLOWED, "only GET and HEAD\n");
@@ -174,13 +181,26 @@ fn answer(
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
     }
+    let page = make(&request, pages);
+    if page.body.len() <= MAX_PAGE {
+        return page.into_response();
+    }
+    // It is made anew once there is room for it.
+    drop(page);
+    let _room = long_pages.room(client).await;
+    let Page { status, content, body } = make(&request, pages);
+    let body = Bytes::from_owner(Long { body, _room });
+    Page { status, content, body }.into_response()
+}
+
+fn make(request: &Request<Incoming>, pages: &Pages) -> Page {
     let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok());
     let ask = Ask {
         path: request.uri().path(),
         query: request.uri().query().unwrap_or_default(),
         format: Format::of(accept.unwrap_or_default()),
     };
-    let page = match contain("a page", || pages(&ask)) {
+    match contain("a page", || pages(&ask)) {
         Ok(Some(page)) => page,
         Ok(None) => Page::text(
             StatusCode::NOT_FOUND,
@@ -190,14 +210,59 @@ fn answer(
             tracing::error!(error = %panicked, "a page could not be made");
             Page::text(StatusCode::INTERNAL_SERVER_ERROR, "the page could not be made\n")
         }
-    };
-    page.within(long_pages)
+    }
+}
+
+/// Who is sent a long page, and since when.
+struct LongPages {
+    room: Arc<Semaphore>,
+    sent: Mutex<Option<(AbortHandle, Instant)>>,
+}
+
+impl Default for LongPages {
+    fn default() -> Self {
+        LongPages { room: Arc::new(Semaphore::new(LONG_PAGES)), sent: Mutex::default() }
+    }
+}
+
+impl LongPages {
+    /// Waits for room; whoever has it and takes too long gives way. First come,
+    /// first served.
+    async fn room(&self, client: &OnceLock<AbortHandle>) -> Option<OwnedSemaphorePermit> {
+        let mut room = pin!(Arc::clone(&self.room).acquire_owned());
+        let room = loop {
+            match tokio::time::timeout(self.until_it_gives_way(), &mut room).await {
+                // It is never closed.
+                Ok(room) => break room.ok(),
+                Err(_waits) => {}
+            }
+        };
+        *self.sent() = client.get().map(|client| (client.clone(), Instant::now()));
+        room
+    }
+
+    /// How long to wait for who is sent a page now; who was for long enough has
+    /// to go.
+    fn until_it_gives_way(&self) -> Duration {
+        let sent = self.sent();
+        let Some((client, since)) = &*sent else { return GIVES_WAY };
+        let left = GIVES_WAY.saturating_sub(since.elapsed());
+        if left.is_zero() {
+            client.abort();
+            return GIVES_WAY;
+        }
+        left
+    }
+
+    fn sent(&self) -> MutexGuard<'_, Option<(AbortHandle, Instant)>> {
+        self.sent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// A long page, of which few are sent at once.
 struct Long {
     body: Vec<u8>,
-    _room: OwnedSemaphorePermit,
+    _room: Option<OwnedSemaphorePermit>,
 }
 
 impl AsRef<[u8]> for Long {
@@ -213,20 +278,6 @@ impl Page {
 
     pub(crate) fn json(status: StatusCode, body: &serde_json::Value) -> Self {
         Page { status, content: "application/json", body: format!("{body:#}\n").into() }
-    }
-
-    /// Itself, or that there is no room for one so long.
-    fn within(self, long_pages: &Arc<Semaphore>) -> Response<Full<Bytes>> {
-        if self.body.len() <= MAX_PAGE {
-            return self.into_response();
-        }
-        let Ok(room) = Arc::clone(long_pages).try_acquire_owned() else {
-            let busy = "others are being answered; ask again\n";
-            return Page::text(StatusCode::SERVICE_UNAVAILABLE, busy).into_response();
-        };
-        let Page { status, content, body } = self;
-        let body = Bytes::from_owner(Long { body, _room: room });
-        Page { status, content, body }.into_response()
     }
 }
 
@@ -245,7 +296,7 @@ impl<B: Into<Bytes>> Page<B> {
 mod tests {
     use std::io::{Read, Write};
     use std::net::TcpStream;
-    use std::time::Instant;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use super::*;
 
@@ -322,23 +373,48 @@ mod tests {
     }
 
     #[test]
-    fn few_long_pages_are_sent_at_once() {
+    fn who_does_not_read_a_long_page_gives_way_to_others_who_want_one() {
         let address = start();
-        let slow: Vec<TcpStream> = (0..LONG_PAGES)
+        let begun = Instant::now();
+        let slow: Vec<TcpStream> = (0..CONNECTIONS / 2)
             .map(|_| {
                 let mut stream = TcpStream::connect(address).unwrap();
                 stream.write_all(b"GET /long HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
-                // It is being sent.
-                stream.read_exact(&mut [0]).unwrap();
                 stream
             })
             .collect();
-        assert!(get(address, "/long").starts_with("HTTP/1.1 503"));
-        assert!(get(address, "/good").starts_with("HTTP/1.1 200"));
-        drop(slow);
-        let begun = Instant::now();
-        while !get(address, "/long").starts_with("HTTP/1.1 200") {
-            assert!(begun.elapsed() < PATIENCE, "nobody is sent long ones any more");
+        for _ in 0..2 {
+            let answer = get(address, "/long");
+            assert!(answer.starts_with("HTTP/1.1 200"));
+            assert!(answer.len() > 50 << 20, "all of it: {}", answer.len());
+            assert!(get(address, "/good").starts_with("HTTP/1.1 200"));
         }
+        assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
+        drop(slow);
+    }
+
+    #[test]
+    fn a_flood_keeps_nobody_from_being_answered() {
+        let address = start();
+        let is_over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut held = VecDeque::new();
+                while !is_over.load(Ordering::Relaxed) {
+                    held.extend(TcpStream::connect(address));
+                    held.drain(..held.len().saturating_sub(64));
+                }
+            });
+            let answered = (0..50).filter(|_| {
+                let Ok(mut stream) = TcpStream::connect(address) else { return false };
+                drop(stream.write_all(b"GET /good HTTP/1.1\r\nhost: a\r\n\r\n"));
+                let mut answer = String::new();
+                drop(stream.read_to_string(&mut answer));
+                answer.starts_with("HTTP/1.1 200")
+            });
+            let answered = answered.count();
+            is_over.store(true, Ordering::Relaxed);
+            assert!(answered >= 10, "{answered} of 50");
+        });
     }
 }

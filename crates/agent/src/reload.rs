@@ -45,6 +45,9 @@ use crate::{emitters, log};
 const SETTLES: Duration = Duration::from_millis(100);
 const SETTLES_AT_MOST: Duration = Duration::from_secs(1);
 
+/// How often it is tried to watch a file that can't be watched.
+const WATCH_INTERVAL: Duration = Duration::from_secs(10);
+
 /// So many changes are told, each in its line.
 const MAX_TOLD: usize = 50;
 
@@ -80,13 +83,23 @@ impl Reloader {
     }
 
     fn run(&self, inbox: &Inbox) {
-        let mut watch = self.path.as_deref().and_then(watch);
+        let mut watch = self.path.as_deref().and_then(|path| watch(path, true));
         if watch.is_some() {
             // It was not watched until now.
             self.reload_contained(Cause::Start);
         }
         loop {
-            let is_asked = inbox.wait(watch.as_ref().map(Watch::fd), None);
+            let can_watch = watch.is_some() || self.path.is_none();
+            let limit = (!can_watch).then_some(WATCH_INTERVAL);
+            let is_asked = inbox.wait(watch.as_ref().map(Watch::fd), limit);
+            if !can_watch && !is_asked {
+                watch = self.path.as_deref().and_then(|path| self::watch(path, false));
+                if watch.is_some() {
+                    tracing::info!("changes of the configuration file are noticed again");
+                    self.reload_contained(Cause::Start);
+                }
+                continue;
+            }
             let is_another = watch.as_mut().is_some_and(Watch::has_news);
             if is_another && !is_asked {
                 settle(inbox, watch.as_mut());
@@ -94,10 +107,11 @@ impl Reloader {
             let asked = inbox.take();
             // Dropped when all is answered: that takes the kernel some time.
             let mut before = None;
-            if is_another || (!asked.is_empty() && watch.is_none()) {
-                // The way to it may be another one, and is watched before it is read.
+            if is_another || !asked.is_empty() {
+                // The way to it may be another one, also unnoticed, as where
+                // something is mounted; it is watched before the file is read.
                 before = watch.take();
-                watch = self.path.as_deref().and_then(self::watch);
+                watch = self.path.as_deref().and_then(|path| self::watch(path, true));
             }
             if !asked.is_empty() || is_another {
                 let cause = if asked.is_empty() { Cause::File } else { Cause::Asked };
@@ -144,20 +158,15 @@ impl Reloader {
 
     /// What is wanted, and what is to be done for it.
     fn read(&self, path: &Path) -> Result<(Config, Plan), InvalidConfig> {
-        let refused = |text: String| InvalidConfig {
-            source_name: escape(path.as_os_str().as_encoded_bytes()).into_owned(),
-            problems: vec![Problem { at: None, text }],
-        };
-        // Who reads from a pipe that nobody writes to waits for ever.
-        if path.metadata().is_ok_and(|there| !there.is_file() && !there.is_dir()) {
-            return Err(refused("is no file that can be read again".to_owned()));
-        }
         let environment = |name: &str| std::env::var_os(name);
         let wanted = settings::resolve(self.overrides.clone(), environment)?;
         let plan = self.running.in_force.plan(&wanted).map_err(|wrong| {
             let fields: Vec<_> = wrong.iter().map(InvalidField::to_string).collect();
             let why = "needs a restart: with what can't change before that";
-            refused(format!("{why}, {}", fields.join("; ")))
+            InvalidConfig {
+                source_name: escape(path.as_os_str().as_encoded_bytes()).into_owned(),
+                problems: vec![Problem { at: None, text: format!("{why}, {}", fields.join("; ")) }],
+            }
         })?;
         Ok((wanted, plan))
     }
@@ -166,6 +175,7 @@ impl Reloader {
         let changes = plan.changes.clone();
         let (before, log) = (self.running.in_force.log(), plan.config.log);
         let (from, to) = (before.level, log.level);
+        let was_refused = self.running.in_force.status().refused.is_some();
         self.go_by(&plan);
         let (outcome, status) = self.running.in_force.accept(wanted, plan);
         let generation = status.generation;
@@ -185,7 +195,7 @@ impl Reloader {
                 need_restart = status.needs_restart.len(),
                 "configuration is in force"
             ),
-            _ if cause == Cause::Asked => {
+            _ if cause == Cause::Asked || was_refused => {
                 tracing::info!(generation, "nothing is new in the configuration");
             }
             _ => tracing::debug!(generation, "nothing is new in the configuration"),
@@ -245,9 +255,12 @@ fn tell(changes: &[Change], outcome: Outcome) {
     }
 }
 
-fn watch(path: &Path) -> Option<Watch> {
+fn watch(path: &Path, warns: bool) -> Option<Watch> {
     let watch = Watch::new(path);
     let warn = |error: &std::io::Error| {
+        if !warns {
+            return;
+        }
         let path = escape(path.as_os_str().as_encoded_bytes());
         tracing::warn!(%path, %error, "changes of this file are not noticed; SIGHUP and `vahti \
                                        reload` have it read");
@@ -260,9 +273,15 @@ fn watch(path: &Path) -> Option<Watch> {
 fn settle(inbox: &Inbox, watch: Option<&mut Watch>) {
     let Some(watch) = watch else { return };
     let begun = Instant::now();
+    let mut last = begun;
     while begun.elapsed() < SETTLES_AT_MOST {
-        if inbox.wait(Some(watch.fd()), Some(SETTLES)) || !watch.has_news() {
+        let left = SETTLES.saturating_sub(last.elapsed());
+        if left.is_zero() || inbox.wait(Some(watch.fd()), Some(left)) {
             return;
+        }
+        // What happens to others in the folder says nothing of this one.
+        if watch.has_news() {
+            last = Instant::now();
         }
     }
 }

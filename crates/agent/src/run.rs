@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -20,7 +20,7 @@ use vahti_runtime::supervisor::{Report, Supervisor};
 use crate::budget::{Division, Limits};
 use crate::cli::RunArgs;
 use crate::config::Config;
-use crate::config::settings;
+use crate::config::settings::{self, Overrides};
 use crate::control::{self, Control, ControlError, Found, Reply};
 use crate::gap::GapObserver;
 use crate::health::{self, Pulse};
@@ -142,9 +142,12 @@ fn reload_when_asked(
     inbox: Inbox,
 ) -> Result<Reloading, Failed> {
     let reloading = Reloading::default();
+    // The folder that the agent was started in may be another one by then.
+    let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+    let path = settings::file(&args.overrides(), environment).map(absolute);
     let reloader = Reloader {
-        path: settings::file(&args.overrides(), environment),
-        overrides: args.overrides(),
+        overrides: Overrides { config: path.clone(), again: true, ..args.overrides() },
+        path,
         running: running.clone(),
         shutdown: shutdown.clone(),
         reloading: reloading.clone(),

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -44,7 +45,16 @@ impl Loaded {
 /// # Errors
 /// The file can't be read, or everything that is wrong in it.
 pub(crate) fn from_file(path: &Path) -> Result<Loaded, InvalidConfig> {
-    from_file_by(path, Config::validate)
+    from_file_by(path, Config::validate, read)
+}
+
+/// Reads a configuration while one is in force.
+///
+/// # Errors
+/// As [`from_file`], or it is no file that can be read twice, or has nothing in
+/// it.
+pub(crate) fn again_from_file(path: &Path) -> Result<Loaded, InvalidConfig> {
+    from_file_by(path, Config::validate, read_again)
 }
 
 /// Reads a configuration that is to be good without a command line.
@@ -52,13 +62,17 @@ pub(crate) fn from_file(path: &Path) -> Result<Loaded, InvalidConfig> {
 /// # Errors
 /// As [`from_file`], or it gives nothing to do.
 pub(crate) fn check(path: &Path) -> Result<(), InvalidConfig> {
-    from_file_by(path, Config::validate_alone).map(drop)
+    from_file_by(path, Config::validate_alone, read).map(drop)
 }
 
 /// What finds values that are out of their bounds.
 type Validate = fn(&Config) -> Vec<InvalidField>;
 
-fn from_file_by(path: &Path, validate: Validate) -> Result<Loaded, InvalidConfig> {
+fn from_file_by(
+    path: &Path,
+    validate: Validate,
+    read: fn(&Path) -> Result<String, Problem>,
+) -> Result<Loaded, InvalidConfig> {
     let name = escape(path.as_os_str().as_encoded_bytes()).into_owned();
     let text = read(path)
         .map_err(|problem| InvalidConfig { source_name: name.clone(), problems: vec![problem] })?;
@@ -143,13 +157,36 @@ fn bound_of(path: &[Step]) -> Option<Bound> {
     rows.into_iter().find(|(field, _)| *field == path).map(|(_, bound)| bound)
 }
 
+fn nowhere(text: impl Into<String>) -> Problem {
+    Problem { at: None, text: text.into() }
+}
+
 fn read(path: &Path) -> Result<String, Problem> {
-    let nowhere = |text: String| Problem { at: None, text };
-    let file = File::open(path).map_err(|e| nowhere(explain(&e)))?;
+    read_all(File::open(path).map_err(|e| nowhere(explain(&e)))?)
+}
+
+/// Waits for nobody: whoever opens a pipe that nobody writes to waits for ever.
+fn read_again(path: &Path) -> Result<String, Problem> {
+    let mut options = File::options();
+    options.read(true).custom_flags(libc::O_NONBLOCK);
+    let file = options.open(path).map_err(|e| nowhere(explain(&e)))?;
+    let there = file.metadata().map_err(|e| nowhere(explain(&e)))?;
+    if !there.is_file() && !there.is_dir() {
+        return Err(nowhere("is no file that can be read again"));
+    }
+    let text = read_all(file)?;
+    if text.trim().is_empty() {
+        // As whoever writes it has just begun, or the disk is full.
+        return Err(nowhere("is empty; write {} for all defaults"));
+    }
+    Ok(text)
+}
+
+fn read_all(file: File) -> Result<String, Problem> {
     let mut bytes = Vec::new();
     file.take(MAX_BYTES + 1).read_to_end(&mut bytes).map_err(|e| nowhere(explain(&e)))?;
     if bytes.len() as u64 > MAX_BYTES {
-        return Err(nowhere("is larger than 1MiB, which no configuration needs to be".to_owned()));
+        return Err(nowhere("is larger than 1MiB, which no configuration needs to be"));
     }
     String::from_utf8(bytes).map_err(|error| {
         let good = error.as_bytes().get(..error.utf8_error().valid_up_to());

@@ -19,6 +19,8 @@ use super::{
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Overrides {
     pub(crate) config: Option<PathBuf>,
+    /// Whether another configuration is in force already.
+    pub(crate) again: bool,
     pub(crate) observers: Option<Vec<Observer>>,
     pub(crate) emit: Option<Vec<Emit>>,
     pub(crate) format: Option<Format>,
@@ -99,6 +101,7 @@ pub(crate) fn resolve(
 ) -> Result<Config, InvalidConfig> {
     let environment = |name: &str| environment(name).filter(|value| !value.is_empty());
     let mut loaded = match file(&overrides, environment) {
+        Some(path) if overrides.again => load::again_from_file(&path)?,
         Some(path) => load::from_file(&path)?,
         None => Loaded::nothing(),
     };

@@ -109,7 +109,11 @@ fn told(from: &Config, to: &Config) -> Vec<Change> {
         bare_to.emitters.0.clear();
         let path = "emitters".to_owned();
         let names = |config: &Config| {
-            let names: Vec<&str> = config.emitters.0.iter().map(EmitterConfig::name).collect();
+            let name = |emitter: &EmitterConfig| match (emitter.name(), emitter.kind.as_str()) {
+                (name, kind) if name == kind => name.to_owned(),
+                (name, kind) => format!("{name} ({kind})"),
+            };
+            let names: Vec<String> = config.emitters.0.iter().map(name).collect();
             names.join(", ")
         };
         more.push(Change { path, from: names(from), to: names(to), applied: false });
@@ -141,10 +145,13 @@ fn hidden(from: &Config, to: &Config) -> impl Iterator<Item = Change> {
             shown.map_or_else(|| "not set".to_owned(), |shown| escape_text(&shown).into_owned())
         };
         let not_shown = || "not shown".to_owned();
+        let other = |from: String, to: String| {
+            if from == to { "another path, not shown".into() } else { to }
+        };
         let differ = [
             ("headers", from.headers != to.headers, not_shown(), not_shown()),
             ("tls", from.tls != to.tls, not_shown(), not_shown()),
-            ("endpoint", from.endpoint != to.endpoint, at(from), at(to)),
+            ("endpoint", from.endpoint != to.endpoint, at(from), other(at(from), at(to))),
         ];
         differ.into_iter().filter(|differ| differ.1).map(move |(key, _, from, to)| Change {
             path: format!("emitters[{n}].{key}"),

@@ -9,6 +9,10 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+/// How many wait for an answer at once: a file on a disk that hangs may keep them
+/// waiting for long.
+const MAX_CLIENTS: usize = 64;
+
 /// Where reloads are asked for; cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Requests {
@@ -50,8 +54,12 @@ impl Requests {
     /// its end.
     ///
     /// # Errors
-    /// There is no descriptor left.
+    /// Too many wait already, or there is no descriptor left.
     pub(crate) fn by_client(&self) -> io::Result<UnixStream> {
+        let waiting = self.asked.lock().unwrap_or_else(PoisonError::into_inner).clients.len();
+        if waiting >= MAX_CLIENTS {
+            return Err(io::Error::other("a reload takes long, and others wait for it already"));
+        }
         let (answer, client) = UnixStream::pair()?;
         client.set_nonblocking(true)?;
         answer.set_write_timeout(Some(Duration::from_secs(1)))?;

@@ -20,10 +20,11 @@ use std::path::{Component, Path, PathBuf};
 /// More links than the kernel follows.
 const MAX_LINKS: usize = 40;
 
-/// Names that come and go.
-const NAMES: u32 = libc::IN_CREATE | libc::IN_MOVED_TO | libc::IN_MOVED_FROM | libc::IN_DELETE;
-/// A folder that goes itself.
-const ITSELF: u32 = libc::IN_DELETE_SELF | libc::IN_MOVE_SELF;
+/// Names that come and go, or whose rights change.
+const NAMES: u32 =
+    libc::IN_CREATE | libc::IN_MOVED_TO | libc::IN_MOVED_FROM | libc::IN_DELETE | libc::IN_ATTRIB;
+/// A folder that goes itself, or whose rights change.
+const ITSELF: u32 = libc::IN_DELETE_SELF | libc::IN_MOVE_SELF | libc::IN_ATTRIB;
 /// A file that is written to, or that may be read now.
 const CONTENT: u32 = libc::IN_MODIFY | libc::IN_CLOSE_WRITE | libc::IN_ATTRIB;
 
@@ -51,7 +52,8 @@ impl Watch {
     /// Watches the way to a file, as it is now.
     ///
     /// # Errors
-    /// The kernel watches no more for this user.
+    /// The kernel watches no more for this user, or a folder on the way may not
+    /// be read by it.
     pub(super) fn new(path: &Path) -> io::Result<Self> {
         let path = std::path::absolute(path)?;
         // SAFETY: no memory is involved; the descriptor is ours alone.
@@ -65,7 +67,7 @@ impl Watch {
         let mut watch = Watch { names: HashMap::new(), events };
         let Places { names, folders, file } = Places::on_the_way_to(&path);
         for folder in &folders {
-            watch.add(folder, ITSELF | libc::IN_ONLYDIR)?;
+            watch.add_if_allowed(folder, ITSELF | libc::IN_ONLYDIR)?;
         }
         for (folder, names) in names {
             if let Some(number) = watch.add(&folder, NAMES | ITSELF | libc::IN_ONLYDIR)? {
@@ -73,9 +75,18 @@ impl Watch {
             }
         }
         if let Some(file) = file {
-            watch.add(&file, CONTENT)?;
+            watch.add_if_allowed(&file, CONTENT)?;
         }
         Ok(watch)
+    }
+
+    /// The same of something that may not be read: when that changes, the folder
+    /// that it is in tells.
+    fn add_if_allowed(&self, path: &Path, mask: u32) -> io::Result<()> {
+        match self.add(path, mask) {
+            Err(error) if error.raw_os_error() != Some(libc::EACCES) => Err(error),
+            _ => Ok(()),
+        }
     }
 
     /// Adds to what is watched of something; `None` if it is gone meanwhile,
@@ -86,11 +97,11 @@ impl Watch {
         // SAFETY: `name` ends with a zero and lives for the length of the call.
         match unsafe { libc::inotify_add_watch(self.events.as_raw_fd(), name.as_ptr(), mask) } {
             -1 => match io::Error::last_os_error() {
-                error if error.raw_os_error() == Some(libc::ENOSPC) => Err(error),
-                error => {
+                error if is_gone(&error) => {
                     tracing::debug!(path = %path.display(), %error, "is not watched");
                     Ok(None)
                 }
+                error => Err(error),
             },
             number => Ok(Some(number)),
         }
@@ -135,6 +146,10 @@ impl Watch {
         }
         any
     }
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP))
 }
 
 impl Places {

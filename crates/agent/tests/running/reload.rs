@@ -1,10 +1,11 @@
 //! Another configuration while it runs: asked for, noticed, refused.
 
 use std::fs;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -404,4 +405,55 @@ fn the_manager_is_told_of_a_reload_and_its_end() {
     let ends = next();
     assert!(ends.starts_with("READY=1\nSTATUS=watching: network; "), "{ends}");
     assert!(ends.contains("new configuration refused: "), "{ends}");
+}
+
+#[test]
+fn half_a_file_is_not_read_whatever_happens_beside_it_nor_is_an_empty_one() {
+    let Some(it) = Reloaded::start(&["--emit", "none"]) else { return };
+    let is_over = AtomicBool::new(false);
+    let beside = it.place.path().join(".swp");
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                fs::write(&beside, "").unwrap();
+                fs::remove_file(&beside).unwrap();
+                std::thread::sleep(Duration::from_millis(3));
+            }
+        });
+        let mut file = fs::File::create(it.file()).unwrap();
+        // Each part is a configuration of its own.
+        for part in [&*rate("0.5"), "store: {max_age: 1h}\n", "http: {listen: none}\n", "# end\n"] {
+            file.write_all(part.as_bytes()).unwrap();
+            std::thread::sleep(Duration::from_millis(30));
+        }
+        it.tells("generation=2 changed=");
+        is_over.store(true, Ordering::Relaxed);
+    });
+    assert_eq!(it.reload().1, "nothing is new; generation 2 stays in force\n", "{}", it.log());
+    fs::write(it.file(), "").unwrap();
+    it.tells("vahti.yaml: is empty; write {} for all defaults");
+    assert_eq!(it.reload().0, Some(1));
+    fs::write(it.file(), rate("0.5") + "store: {max_age: 1h}\nhttp: {listen: none}\n").unwrap();
+    it.tells("nothing is new in the configuration generation=2");
+    assert!(!it.log().contains("generation=3"), "{}", it.log());
+}
+
+/// Whoever opens a pipe that nobody writes to waits for ever.
+#[test]
+fn a_pipe_that_takes_the_files_place_at_any_moment_holds_up_no_reload() {
+    let Some(it) = Reloaded::start(&["--emit", "none"]) else { return };
+    let (pipe, good) = (it.place.path().join("pipe"), it.place.path().join("good"));
+    for round in 0..50 {
+        let path = std::ffi::CString::new(pipe.to_str().unwrap()).unwrap();
+        // SAFETY: the path ends with a zero.
+        assert_eq!(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }, 0);
+        fs::rename(&pipe, it.file()).unwrap();
+        fs::write(&good, rate("0.5")).unwrap();
+        fs::rename(&good, it.file()).unwrap();
+        if round % 10 == 0 {
+            it.reload();
+        }
+    }
+    until("the good one is gone by", || it.reload().0 == Some(0));
+    assert_eq!(it.reload().1, "nothing is new; generation 2 stays in force\n", "{}", it.log());
 }
