@@ -43,7 +43,7 @@ const MAX_PAGE: usize = 16 << 10;
 /// kernel's buffers take all of one.
 const LONG_PAGES: usize = 1;
 /// After how long who is sent one gives way to who waits for one.
-const GIVES_WAY: Duration = Duration::from_millis(250);
+const GIVES_WAY: Duration = Duration::from_millis(500);
 /// Metrics but for those with labels of events.
 const METRICS: usize = 64 << 10;
 /// A thread's stack as far as it is used, and its event loop.
