@@ -57,7 +57,7 @@ pub(crate) fn ledger(args: &LedgerArgs) -> Outcome {
 fn accounting(args: &LedgerArgs) -> Result<(Value, String), Failed> {
     let asked = match socket::path(args.socket.clone())? {
         Some(path) => control::ask(&path, "ledger").map_err(|error| error.to_string()),
-        None => Err("where the agent's socket is isn't known: give --socket PATH".to_owned()),
+        None => Err(socket::NOT_KNOWN.to_owned()),
     };
     let why = match asked {
         Ok(answer) => return Ok((answer, String::new())),

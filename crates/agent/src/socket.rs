@@ -12,6 +12,17 @@ use crate::output::Failed;
 /// further down, in `PATH.new/s`, before it is moved to its place.
 const MAX_LEN: usize = 108 - 1 - ".new/s".len();
 
+/// What to say where there is no folder for a socket.
+pub(crate) const NOT_KNOWN: &str = "where the agent's socket is isn't known: give --socket PATH";
+
+/// The socket's path, for who can do nothing without one.
+///
+/// # Errors
+/// There is no folder for one, or no socket can have a path that long.
+pub(crate) fn known(given: Option<PathBuf>) -> Result<PathBuf, Failed> {
+    path(given)?.ok_or_else(|| Failed::failure(NOT_KNOWN))
+}
+
 /// The socket's path: as given, or from VAHTI_SOCKET, or the default; `None`
 /// where there is no folder for one.
 ///

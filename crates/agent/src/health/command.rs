@@ -11,9 +11,7 @@ use crate::{control, socket};
 
 /// Prints how the agent does; fails if it does not watch, or is not alive.
 pub(crate) fn health(args: &HealthArgs) -> Outcome {
-    let path = socket::path(args.socket.clone())?.ok_or_else(|| {
-        Failed::failure("where the agent's socket is isn't known: give --socket PATH")
-    })?;
+    let path = socket::known(args.socket.clone())?;
     let answer =
         control::ask(&path, "health").map_err(|error| Failed::failure(error.to_string()))?;
     let text = if args.json { format!("{answer:#}\n") } else { to_text(&answer) };

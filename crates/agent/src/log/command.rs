@@ -27,9 +27,7 @@ pub(crate) fn answer(level: Option<&str>) -> Vec<u8> {
 
 /// Sets the level if one is given, and shows what is in force.
 pub(crate) fn log(args: &LogArgs) -> Outcome {
-    let path = socket::path(args.socket.clone())?.ok_or_else(|| {
-        Failed::failure("where the agent's socket is isn't known: give --socket PATH")
-    })?;
+    let path = socket::known(args.socket.clone())?;
     let request =
         args.level.map_or_else(|| "log".to_owned(), |level| format!("log {}", level.as_str()));
     let answer =

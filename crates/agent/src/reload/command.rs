@@ -11,9 +11,7 @@ use crate::{control, socket};
 
 /// Prints what came of it; fails if the configuration was refused.
 pub(crate) fn reload(args: &ReloadArgs) -> Outcome {
-    let path = socket::path(args.socket.clone())?.ok_or_else(|| {
-        Failed::failure("where the agent's socket is isn't known: give --socket PATH")
-    })?;
+    let path = socket::known(args.socket.clone())?;
     let answer =
         control::ask(&path, "reload").map_err(|error| Failed::failure(error.to_string()))?;
     if let Some(error) = answer["error"].as_str() {
