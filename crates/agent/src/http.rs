@@ -376,7 +376,7 @@ mod tests {
     fn who_does_not_read_a_long_page_gives_way_to_others_who_want_one() {
         let address = start();
         let begun = Instant::now();
-        let slow: Vec<TcpStream> = (0..CONNECTIONS / 2)
+        let slow: Vec<TcpStream> = (0..CONNECTIONS / 4)
             .map(|_| {
                 let mut stream = TcpStream::connect(address).unwrap();
                 stream.write_all(b"GET /long HTTP/1.1\r\nhost: a\r\n\r\n").unwrap();
