@@ -1,5 +1,8 @@
 //! Against a gateway whose messages gRPC's own tools compiled.
 
+mod gateway;
+mod ledger;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

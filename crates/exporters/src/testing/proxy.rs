@@ -2,8 +2,8 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex};
 
 /// Forwards connections until it is told to cut them.
 pub(crate) struct Proxy {
@@ -17,6 +17,9 @@ struct State {
     /// Of so many first ones nothing is forwarded any more: as soon as anything
     /// is sent over them, they are closed.
     cut: AtomicUsize,
+    /// Of so many first ones no answer is forwarded any more.
+    unanswered: AtomicUsize,
+    clients: Mutex<Vec<TcpStream>>,
 }
 
 impl Proxy {
@@ -30,6 +33,7 @@ impl Proxy {
             for client in listener.incoming().map_while(Result::ok) {
                 let nth = shared.connections.fetch_add(1, Relaxed) + 1;
                 let server = TcpStream::connect(&upstream).unwrap();
+                shared.clients.lock().unwrap().push(client.try_clone().unwrap());
                 forward(Arc::clone(&shared), nth, client, server);
             }
         });
@@ -45,6 +49,19 @@ impl Proxy {
         self.state.cut.store(usize::MAX, Relaxed);
     }
 
+    /// Keeps to itself what is answered over the connections that there are.
+    pub(crate) fn keeps_answers(&self) {
+        self.state.unanswered.store(self.connections(), Relaxed);
+    }
+
+    /// Cuts all connections that there are, whatever is under way.
+    pub(crate) fn cuts_now(&self) {
+        for client in self.state.clients.lock().unwrap().drain(..) {
+            // It may have gone away by itself.
+            drop(client.shutdown(Shutdown::Both));
+        }
+    }
+
     pub(crate) fn connections(&self) -> usize {
         self.state.connections.load(Relaxed)
     }
@@ -52,9 +69,16 @@ impl Proxy {
 
 fn forward(state: Arc<State>, nth: usize, client: TcpStream, server: TcpStream) {
     let (mut from, mut to) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+    let shared = Arc::clone(&state);
     std::thread::spawn(move || {
+        let mut bytes = [0; 65_536];
         // Whoever goes away first: it is the end.
-        drop(std::io::copy(&mut from, &mut to));
+        while let Ok(n @ 1..) = from.read(&mut bytes) {
+            let is_kept = nth <= shared.unanswered.load(Relaxed);
+            if !is_kept && to.write_all(&bytes[..n]).is_err() {
+                break;
+            }
+        }
         drop(to.shutdown(Shutdown::Both));
     });
     std::thread::spawn(move || {

@@ -79,6 +79,11 @@ impl Gateway {
         assert_eq!(event["unknown"], 0, "fields that the messages do not have: {event}");
         event
     }
+
+    /// The events since the last look, without waiting for more.
+    pub(crate) fn received(&self) -> Vec<Value> {
+        self.0.lines.try_iter().collect()
+    }
 }
 
 /// A record or a span as it was decoded.

@@ -6,9 +6,13 @@ that arrives as a line of JSON. The first argument says how it behaves:
 ack      every event of a batch is acknowledged; a batch over 4 MiB ends the
          stream without an acknowledgement, raw bytes are refused
 silent   reads, and acknowledges nothing
-ends     ends the stream instead of acknowledging the first batch
+ends     ends the stream instead of reading the first batch of each cluster
+takes    the same, but has read it, and only does not acknowledge it
 errors   acknowledges, and tells of each event whose subtype is in the further
-         arguments, as SUBTYPE=CODE, that it was refused so
+         arguments, as SUBTYPE=CODE, that it was refused so; SUBTYPE=CODE*N: the
+         first N times that a cluster sends it
+
+An event's line says what the gateway answers: acknowledged, a code, or nothing.
 """
 
 import base64
@@ -17,6 +21,7 @@ import pathlib
 import sys
 import tempfile
 import threading
+from collections import Counter
 from concurrent import futures
 
 import grpc
@@ -34,10 +39,25 @@ from polku.v1 import gateway_pb2, gateway_pb2_grpc  # noqa: E402
 
 behaviour, refused = sys.argv[1], dict(word.split("=") for word in sys.argv[2:])
 lock = threading.Lock()
-ended = threading.Event()
+# Clusters that sent a batch, and how often they sent an event that is refused.
+known, tries = set(), Counter()
 
 
-def tell(batch, event):
+def is_first_of(cluster):
+    with lock:
+        is_first = cluster not in known
+        known.add(cluster)
+        return is_first
+
+
+def refusal(cluster, event):
+    code, _, times = refused.get(event.metadata["subtype"], "").partition("*")
+    with lock:
+        tries[cluster, event.id] += 1
+        return None if times and tries[cluster, event.id] > int(times) else code or None
+
+
+def tell(batch, event, answer):
     line = {
         "source": batch.source,
         "cluster": batch.cluster,
@@ -50,6 +70,7 @@ def tell(batch, event):
         "payload_bytes": base64.b64encode(event.payload).decode(),
         "severity": event.severity,
         "outcome": event.outcome,
+        "answer": answer,
         "unknown": len(UnknownFieldSet(event)) + len(UnknownFieldSet(batch)),
     }
     with lock:
@@ -63,21 +84,22 @@ class Gateway(gateway_pb2_grpc.GatewayServicer):
                 context.abort(grpc.StatusCode.UNIMPLEMENTED, "unknown format")
             if batch.ByteSize() > 4 << 20:
                 return
-            if behaviour == "ends" and not ended.is_set():
-                ended.set()
+            ends = behaviour in ("ends", "takes") and is_first_of(batch.cluster)
+            if ends and behaviour == "ends":
                 return
             events = batch.events.events
             assert all(len(event.id) == 26 for event in events)
-            for event in events:
-                tell(batch, event)
-            if behaviour == "silent":
-                continue
             ack = gateway_pb2.Ack(event_ids=[event.id for event in events])
             for event in events:
-                code = refused.get(event.metadata["subtype"])
+                code = refusal(batch.cluster, event)
                 if code:
                     ack.errors.add(event_id=event.id, code=code, message="as it was asked to")
-            yield ack
+                is_silent = ends or behaviour == "silent"
+                tell(batch, event, None if is_silent else code or "acknowledged")
+            if ends:
+                return
+            if behaviour != "silent":
+                yield ack
 
 
 options = [("grpc.max_receive_message_length", 64 << 20)]
