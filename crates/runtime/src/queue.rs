@@ -331,7 +331,8 @@ impl<T> QueueCore<T> {
         bytes: usize,
         give_up: &mut impl FnMut(T, Priority, QueueDrop),
     ) -> Option<(T, QueueDrop)> {
-        if let Some(why) = self.lacks(bytes) {
+        let lacked = self.lacks(bytes);
+        if let Some(why) = lacked {
             if bytes > self.room.bytes {
                 return Some((item, QueueDrop::TooLarge));
             }
@@ -343,6 +344,9 @@ impl<T> QueueCore<T> {
         self.lists[priority as usize].push_back(item, bytes, self.room.items);
         self.bytes[priority as usize] += bytes;
         self.len += 1;
+        if lacked.is_some() {
+            self.sink_to_what_stays();
+        }
         None
     }
 
