@@ -250,6 +250,17 @@ fn relabelled(labels: &Labels, allowed: &[String], known: &[(&str, &str)]) -> La
     allowed.iter().filter_map(|key| Some((key.clone(), value(key)?.to_owned()))).collect()
 }
 
+/// Those that are alike as one, with their sum.
+pub(crate) fn summed(samples: Vec<Sample>) -> Vec<Sample> {
+    let mut sums: BTreeMap<(String, Labels), (MetricKind, i64)> = BTreeMap::new();
+    for Sample { name, kind, labels, value } in samples {
+        let (_, sum) = sums.entry((name, labels)).or_insert((kind, 0));
+        *sum = sum.saturating_add(value);
+    }
+    let sample = |((name, labels), (kind, value))| Sample { name, kind, labels, value };
+    sums.into_iter().map(sample).collect()
+}
+
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }

@@ -23,7 +23,7 @@ use crate::health::{HealthChecker, HealthStatus};
 use crate::ids::SpanId;
 use crate::lane::Lane;
 use crate::ledger::{FailReason, ObserverLedger, add};
-use crate::metrics::{OTHER, Sample};
+use crate::metrics::{self, OTHER, Sample};
 use crate::panic::Panicked;
 use crate::pipeline::{Failure, Pipeline, Scratch};
 use crate::processor::{ProcessorFactory, RawRecord};
@@ -416,11 +416,13 @@ impl ObserverRuntime {
         let mut samples = self.pipeline.metrics.snapshot();
         // Whatever labels are allowed: another observer has the same names.
         for sample in &mut samples {
-            if sample.labels.iter().all(|(key, value)| key != "observer" || value == OTHER) {
-                sample.labels.retain(|(key, _)| key != "observer");
-                sample.labels.insert(0, ("observer".to_owned(), self.name.clone()));
+            match sample.labels.iter_mut().find(|(key, _)| key == "observer") {
+                Some((_, value)) if value == OTHER => value.clone_from(&self.name),
+                Some(_) => {}
+                None => sample.labels.insert(0, ("observer".to_owned(), self.name.clone())),
             }
         }
+        let mut samples = metrics::summed(samples);
         samples.extend(self.ledger().samples());
         samples
     }

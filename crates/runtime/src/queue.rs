@@ -183,6 +183,13 @@ impl<T> List<T> {
         }
     }
 
+    fn capacity(&self) -> usize {
+        match self {
+            List::Line(line) => line.capacity(),
+            List::Random(list) => list.capacity(),
+        }
+    }
+
     #[inline]
     fn push_back(&mut self, item: T, bytes: usize, capacity: usize) {
         match self {
@@ -287,9 +294,15 @@ impl<T> QueueCore<T> {
     pub(crate) fn reconfigure(&mut self, config: QueueConfig) {
         self.bound = Bound::of(&config);
         self.sink();
-        if std::mem::replace(&mut self.policy, config.policy) != config.policy {
+        let is_other = std::mem::replace(&mut self.policy, config.policy) != config.policy;
+        if is_other || (self.room == self.bound && self.has_memory_to_spare()) {
             self.move_lists();
         }
+    }
+
+    /// Whether a list takes memory for more than may ever wait.
+    fn has_memory_to_spare(&self) -> bool {
+        self.lists.iter().any(|list| list.capacity() > self.bound.items)
     }
 
     /// Moves what waits to lists of the policy that are as long as they must be.
@@ -318,7 +331,8 @@ impl<T> QueueCore<T> {
         bytes: usize,
         give_up: &mut impl FnMut(T, Priority, QueueDrop),
     ) -> Option<(T, QueueDrop)> {
-        if let Some(why) = self.lacks(bytes) {
+        let lacked = self.lacks(bytes);
+        if let Some(why) = lacked {
             if bytes > self.room.bytes {
                 return Some((item, QueueDrop::TooLarge));
             }
@@ -330,6 +344,9 @@ impl<T> QueueCore<T> {
         self.lists[priority as usize].push_back(item, bytes, self.room.items);
         self.bytes[priority as usize] += bytes;
         self.len += 1;
+        if lacked.is_some() {
+            self.sink_to_what_stays();
+        }
         None
     }
 
@@ -422,6 +439,13 @@ impl<T> QueueCore<T> {
         let (item, bytes) = list.pop_front()?;
         self.bytes[priority as usize] -= bytes;
         self.len -= 1;
+        self.sink_to_what_stays();
+        Some((item, bytes))
+    }
+
+    /// Has the room sink with what has left, where that was more than may wait.
+    #[inline]
+    fn sink_to_what_stays(&mut self) {
         if self.room != self.bound {
             self.sink();
             if self.room == self.bound {
@@ -429,7 +453,6 @@ impl<T> QueueCore<T> {
                 self.move_lists();
             }
         }
-        Some((item, bytes))
     }
 }
 

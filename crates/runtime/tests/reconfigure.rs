@@ -149,6 +149,37 @@ fn each_carries_what_decided(events: &[Arc<Event>], rates: &[f64]) {
 }
 
 #[tokio::test]
+async fn what_went_over_the_cap_is_told_with_the_observer_s_own_when_labels_go() {
+    let labelled = |labels: &[&str]| {
+        let mut config = Config::for_observer("clock");
+        config.metrics.allowed_labels = labels.iter().map(|label| (*label).to_owned()).collect();
+        config.metrics.max_series = 1;
+        config
+    };
+    let runtime = ObserverRuntime::builder(|| Clock)
+        .config(labelled(&["observer", "subtype"]))
+        .folding_disabled()
+        .build()
+        .unwrap();
+    let (trigger, shutdown) = vahti_runtime::shutdown::channel();
+    let run = tokio::spawn(Arc::clone(&runtime).run(shutdown));
+    runtime.started().await;
+    let mut records = vec![record(b"tick"); 5];
+    records.push(record(b"-tock"));
+    runtime.process_batch(&records).unwrap();
+    for labels in [&["observer"][..], &["subtype", "observer"], &["observer", "outcome"], &[]] {
+        runtime.reconfigure(labelled(labels)).unwrap();
+        let samples = runtime.metrics();
+        let series: BTreeMap<_, _> =
+            samples.iter().map(|s| ((&s.name, &s.labels), s.value)).collect();
+        assert_eq!(series.len(), samples.len(), "{labels:?}: {samples:?}");
+        assert_eq!(seen(&runtime), 6, "{labels:?}");
+    }
+    trigger.begin();
+    run.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn what_changes_is_named_and_another_name_stays_a_wish() {
     let runtime = ObserverRuntime::builder(|| Clock).build().unwrap();
     assert_eq!(runtime.reconfigure(Config::for_observer("clock")), Ok(vec![]));

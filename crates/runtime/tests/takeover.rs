@@ -27,6 +27,8 @@ struct Blocks {
     gate: Arc<Gate>,
     /// How many of those that are made block.
     first: u64,
+    /// How many calls of such a one go through before.
+    passes: u64,
     in_factory: bool,
     critical: bool,
     waits_for_reader: bool,
@@ -39,6 +41,7 @@ struct Blocks {
 struct Blocking {
     this: Blocks,
     blocks: bool,
+    calls: u64,
 }
 
 impl Blocks {
@@ -49,7 +52,7 @@ impl Blocks {
             if this.in_factory && turn == 1 {
                 this.gate.wait();
             }
-            Box::new(Blocking { this: this.clone(), blocks: turn < this.first })
+            Box::new(Blocking { this: this.clone(), blocks: turn < this.first, calls: 0 })
         }
     }
 }
@@ -68,7 +71,8 @@ impl EventEmitter for Blocking {
     }
 
     fn emit<'a>(&'a mut self, batch: &'a [Arc<Event>]) -> Emission<'a, EmitOutcome> {
-        if self.blocks {
+        self.calls += 1;
+        if self.blocks && self.calls > self.this.passes {
             self.this.gate.wait();
         } else {
             let count: u64 = batch.iter().map(|event| event.count).sum();
@@ -100,7 +104,11 @@ struct Stage {
 }
 
 async fn stage(blocks: &Blocks) -> Stage {
-    let config = EmitterConfig { emit_timeout: LIMIT, ..EmitterConfig::default() };
+    stage_of(blocks, LIMIT).await
+}
+
+async fn stage_of(blocks: &Blocks, emit_timeout: Duration) -> Stage {
+    let config = EmitterConfig { emit_timeout, ..EmitterConfig::default() };
     let blocking = EmitterHandle::start(blocks.factory(), config).unwrap();
     let (make, captured) = CapturingEmitter::new("good");
     let good = EmitterHandle::start(move || Box::new(make()), EmitterConfig::default()).unwrap();
@@ -250,5 +258,46 @@ async fn whoever_started_an_emitter_can_supervise_it() {
     drop((observer, emitter));
     // The watcher holds no handle: the last one ends the emitter, and that ends it.
     tokio::time::timeout(Duration::from_secs(20), watcher).await.unwrap().unwrap();
+    blocks.gate.open();
+}
+
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn give_it(emitter: &EmitterHandle, emit_timeout: Duration) {
+    emitter.reconfigure(EmitterConfig { emit_timeout, ..emitter.config() });
+}
+
+#[tokio::test]
+async fn another_time_for_a_call_holds_from_the_next_call_on() {
+    let blocks = Blocks { first: 1, passes: 1, ..Blocks::default() };
+    let stage = stage_of(&blocks, HOUR).await;
+    stage.push(1);
+    // Whoever watches has seen a call that had an hour.
+    until(|| blocks.arrived.load(Ordering::SeqCst) == 1).await;
+    give_it(&stage.blocking, LIMIT);
+    stage.push(1);
+    until(|| stage.blocking.taken_over() == 1).await;
+    stage.push(3);
+    until(|| blocks.arrived.load(Ordering::SeqCst) == 4).await;
+    let (line, _) = stage.end(5).await;
+    assert_eq!(line.dropped_for(DropReason::Unanswered).occurrences, 1, "{line:#?}");
+    blocks.gate.open();
+}
+
+#[tokio::test]
+async fn a_call_under_way_keeps_its_time_and_the_one_behind_it_has_its_own() {
+    let blocks = Blocks { first: 1, ..Blocks::default() };
+    let stage = stage_of(&blocks, HOUR).await;
+    stage.push(1);
+    until(|| stage.line().in_flight.occurrences == 1).await;
+    give_it(&stage.blocking, LIMIT);
+    tokio::time::sleep(LIMIT * 3).await;
+    assert_eq!(stage.blocking.taken_over(), 0, "it may take an hour");
+    blocks.gate.open();
+    until(|| stage.line().delivered.occurrences == 1).await;
+    blocks.gate.close();
+    stage.push(1);
+    until(|| stage.blocking.taken_over() == 1).await;
+    stage.end(2).await;
     blocks.gate.open();
 }

@@ -13,6 +13,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::sync::watch;
+
 use super::durable::DurableWorker;
 use super::sender::Sender;
 use super::worker::Worker;
@@ -31,7 +33,7 @@ const MAX_LEFT_BEHIND: usize = 4;
 pub(super) struct Parts {
     /// Locked while it runs, as it need not be `Sync`.
     pub(super) factory: Mutex<EmitterFactory>,
-    config: Mutex<EmitterConfig>,
+    config: watch::Sender<EmitterConfig>,
     pub(super) critical: bool,
     pub(super) max_batch: usize,
     pub(super) min_batch: usize,
@@ -49,7 +51,7 @@ impl Parts {
             let max_batch = emitter.max_batch().max(1);
             Parts {
                 factory: Mutex::new(factory),
-                config: Mutex::new(config),
+                config: watch::Sender::new(config),
                 critical: emitter.is_critical(),
                 max_batch,
                 min_batch: emitter.min_batch().clamp(1, max_batch),
@@ -60,11 +62,11 @@ impl Parts {
     }
 
     pub(super) fn config(&self) -> EmitterConfig {
-        *self.config.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.config.borrow()
     }
 
     pub(super) fn reconfigure(&self, config: EmitterConfig) {
-        *self.config.lock().unwrap_or_else(PoisonError::into_inner) = config;
+        self.config.send_replace(config);
     }
 }
 
@@ -93,6 +95,8 @@ struct Call {
     turn: u64,
     /// When the call under way began, by the boot clock.
     since_ns: Option<u64>,
+    /// How long it may last, as it was when it began.
+    limit: Duration,
     in_hand: Option<InHand>,
     /// When the log was asked that has not answered yet, by the boot clock.
     log_since_ns: Option<u64>,
@@ -122,7 +126,8 @@ enum Look {
     Busy(Duration),
     /// The log has not answered for longer than a call may take.
     WaitsForLog,
-    TakenOver(Inheritance),
+    /// A call lasted for longer than this.
+    TakenOver(Inheritance, Duration),
     /// Too many threads are left behind already.
     Full,
 }
@@ -136,10 +141,10 @@ impl Seat {
         self.call.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A call begins.
-    pub(super) fn sit(&self, in_hand: Option<InHand>) {
+    /// A call begins, which may last for this long.
+    pub(super) fn sit(&self, in_hand: Option<InHand>, limit: Duration) {
         let mut call = self.lock();
-        call.since_ns = Some(boot_now_ns());
+        (call.since_ns, call.limit) = (Some(boot_now_ns()), limit);
         call.in_hand = in_hand;
         drop(call);
         self.bell.ring();
@@ -196,9 +201,16 @@ impl Seat {
         self.lock().taken_over
     }
 
+    /// By the limit that is in force now.
     fn look(&self, limit: Duration) -> Look {
         let mut call = self.lock();
-        let Some(began_ns) = call.since_ns.or(call.log_since_ns) else { return Look::Idle };
+        let (began_ns, limit) = match (call.since_ns, call.log_since_ns) {
+            // Its own timer may have been set just before the limit changed or
+            // just after, and is to end it first.
+            (Some(began_ns), _) => (began_ns, limit.max(call.limit)),
+            (None, Some(asked_ns)) => (asked_ns, limit),
+            (None, None) => return Look::Idle,
+        };
         let left = limit.saturating_sub(since(began_ns));
         if !left.is_zero() {
             return Look::Busy(left);
@@ -215,11 +227,8 @@ impl Seat {
         call.taken_over += 1;
         call.row = call.row.saturating_add(1);
         (call.since_ns, call.stuck) = (None, false);
-        Look::TakenOver(Inheritance {
-            turn: call.turn,
-            row: call.row,
-            in_hand: call.in_hand.take(),
-        })
+        let in_hand = call.in_hand.take();
+        Look::TakenOver(Inheritance { turn: call.turn, row: call.row, in_hand }, limit)
     }
 }
 
@@ -262,7 +271,7 @@ impl EmitterHandle {
 
 async fn watch(shared: &Arc<Shared>) {
     let seat = &shared.seat;
-    let limit = shared.call_limit();
+    let mut changed = shared.parts.config.subscribe();
     if shared.parts.waits_for_reader {
         return std::future::pending().await;
     }
@@ -272,36 +281,49 @@ async fn watch(shared: &Arc<Shared>) {
     };
     loop {
         seat.bell.wait(is_busy).await;
+        changed.mark_unchanged();
+        let limit = shared.call_limit();
         match seat.look(limit) {
             Look::Idle => {}
-            Look::Busy(left) => tokio::time::sleep(left).await,
+            // The next call may have less time than what this one has left.
+            Look::Busy(left) => sleep_unless(&mut changed, left.min(limit)).await,
             Look::WaitsForLog => {
                 tracing::error!(emitter = %shared.name, "the store does not answer it: it waits");
-                until_the_log_answers(seat, limit).await;
+                until_the_log_answers(shared, &mut changed).await;
             }
-            Look::TakenOver(inheritance) => take_over(shared, inheritance, limit),
+            Look::TakenOver(inheritance, lasted) => take_over(shared, inheritance, lasted),
             Look::Full => {
                 let why = "no call returns, and too many threads are left behind";
                 tracing::error!(emitter = %shared.name, "{why}: it is stuck");
                 shared.set_state(EmitterState::Failing(why.to_owned()));
-                wait_for_a_place(seat, limit).await;
+                wait_for_a_place(shared, &mut changed).await;
             }
         }
     }
 }
 
-async fn until_the_log_answers(seat: &Seat, limit: Duration) {
+/// Sleeps for this long, unless the emitter is to be served otherwise.
+async fn sleep_unless(changed: &mut watch::Receiver<EmitterConfig>, time: Duration) {
+    tokio::select! {
+        () = tokio::time::sleep(time) => {}
+        // It is heard as long as the emitter is there.
+        _ = changed.changed() => {}
+    }
+}
+
+async fn until_the_log_answers(shared: &Shared, changed: &mut watch::Receiver<EmitterConfig>) {
+    let seat = &shared.seat;
     let asked_ns = seat.lock().log_since_ns;
     while seat.lock().log_since_ns == asked_ns && asked_ns.is_some() {
-        tokio::time::sleep(limit).await;
+        sleep_unless(changed, shared.call_limit()).await;
     }
 }
 
 /// Rare enough to look now and then.
-async fn wait_for_a_place(seat: &Seat, limit: Duration) {
+async fn wait_for_a_place(shared: &Shared, changed: &mut watch::Receiver<EmitterConfig>) {
     loop {
-        tokio::time::sleep(limit).await;
-        let call = seat.lock();
+        sleep_unless(changed, shared.call_limit()).await;
+        let call = shared.seat.lock();
         if call.since_ns.is_none() || call.left_behind < MAX_LEFT_BEHIND {
             return;
         }

@@ -45,7 +45,7 @@ impl Sender {
         batch: &[Arc<Event>],
         in_hand: Option<InHand>,
     ) -> Option<Answer> {
-        self.shared.seat.sit(in_hand);
+        self.shared.seat.sit(in_hand, self.shared.call_limit());
         let (outcome, panicked) = match self.emit_whole(batch).await {
             (EmitOutcome::TooLarge { reason }, false) if self.shared.log.is_none() => {
                 self.emit_parts(batch, reason).await

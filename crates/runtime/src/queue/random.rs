@@ -39,7 +39,6 @@ impl<T> RandomList<T> {
         self.unordered.len()
     }
 
-    #[cfg(all(test, not(shuttle)))]
     pub(super) fn capacity(&self) -> usize {
         self.nodes.capacity()
     }

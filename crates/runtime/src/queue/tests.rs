@@ -160,3 +160,44 @@ fn places_are_used_again() {
         List::Random(list) => list.capacity() <= 1_000,
     }));
 }
+
+#[test]
+fn a_queue_that_becomes_smaller_gives_its_memory_back_when_it_is_not_overfull() {
+    for policy in [DropPolicy::Oldest, DropPolicy::Newest, DropPolicy::Random] {
+        let queue = queue(100_000, 1 << 20, policy);
+        for n in 0..100_000 {
+            queue.enqueue(n, Normal, 1);
+        }
+        assert_eq!(drain(&queue).len(), 100_000);
+        [7, 8].iter().for_each(|n| assert_eq!(queue.enqueue(*n, Normal, 1), Enqueued::Queued));
+        queue.reconfigure(QueueConfig { capacity: 4, max_bytes: 1 << 20, policy });
+        let taken = || lock(&queue.core).lists.iter().map(List::capacity).max();
+        assert!(taken() <= Some(4), "{policy:?}: {:?}", taken());
+        assert_eq!(drain(&queue), [7, 8]);
+    }
+}
+
+#[test]
+fn what_is_displaced_has_the_room_sink_as_what_is_taken_does() {
+    for policy in [DropPolicy::Oldest, DropPolicy::Random] {
+        let queue = queue(100, 10, policy);
+        for n in 0..10 {
+            queue.enqueue(n, Normal, 1);
+        }
+        queue.reconfigure(QueueConfig { capacity: 4, max_bytes: 10, policy });
+        // Three leave for it, and only it takes a place of theirs.
+        match queue.enqueue(20, Normal, 3) {
+            Enqueued::Displaced(gone) => assert_eq!(gone.len(), 3, "{policy:?}"),
+            other => panic!("{other:?}"),
+        }
+        assert!(queue.is_full(), "{policy:?}");
+        // A smaller one for it brings nothing back.
+        for n in 30..40 {
+            assert!(matches!(queue.enqueue(n, Normal, 0), Enqueued::Displaced(_)));
+            assert!(queue.len() <= 8, "{policy:?}");
+        }
+        assert_eq!(drain(&queue).len(), 8, "{policy:?}");
+        let core = lock(&queue.core);
+        assert!(core.room == core.bound);
+    }
+}

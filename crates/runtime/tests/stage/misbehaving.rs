@@ -16,7 +16,7 @@ pub static STORM: EventKind =
 pub static CRITICAL: EventKind =
     EventKind::custom("test.critical", "test", "critical", Priority::Critical);
 
-/// Opens once and lets all through.
+/// Lets all through while it is open.
 #[derive(Default)]
 pub struct Gate {
     open: Mutex<bool>,
@@ -34,6 +34,10 @@ impl Gate {
     pub fn open(&self) {
         *self.open.lock().unwrap() = true;
         self.opened.notify_all();
+    }
+
+    pub fn close(&self) {
+        *self.open.lock().unwrap() = false;
     }
 }
 
