@@ -42,7 +42,7 @@ pub(crate) fn make() -> Result<String, String> {
          {RUST}; SQLite, which is in the public domain; parts of GCC's\n\
          runtime library, under GPL-3.0 with the exception that permits this; and the GNU C\n\
          Library, under LGPL-2.1, version as vahti.cdx.json names it. Debian keeps the source\n\
-         of each of its versions at https://snapshot.debian.org/package/glibc/. Whoever wants\n\
+         of each of its versions, as package glibc in its archive of snapshots. Whoever wants\n\
          another one in it builds vahti from its sources, all of which are free: `cargo xtask\n\
          dist binary` takes the C library of the machine that it runs on.\n\n{list}"
     );
