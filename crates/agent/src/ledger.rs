@@ -8,6 +8,7 @@ use vahti_exporters::store::{Filter, Reader, State};
 use vahti_runtime::clock::rfc3339;
 use vahti_runtime::event::escape_text;
 
+use crate::answer::members;
 use crate::cli::LedgerArgs;
 use crate::output::{Failed, Outcome, Printed, SUCCESS, print, print_some};
 use crate::table::grouped;
@@ -141,10 +142,6 @@ pub(crate) fn to_text(ledger: &Value) -> String {
         out.push_str("no observer is running\n");
     }
     out
-}
-
-fn members(list: &Value) -> impl Iterator<Item = &Value> {
-    list.as_array().into_iter().flatten()
 }
 
 /// Occurrences, and envelopes where they are counted too.

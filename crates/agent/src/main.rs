@@ -4,6 +4,7 @@
 //! in [`cli`] and [`config`], building in [`wiring`]; running and draining is
 //! what the runtime does.
 
+mod answer;
 mod budget;
 mod cli;
 mod config;

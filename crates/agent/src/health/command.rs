@@ -5,6 +5,7 @@
 use serde_json::Value;
 use vahti_runtime::event::escape_text;
 
+use crate::answer::{members, text};
 use crate::cli::HealthArgs;
 use crate::output::{FAILURE, Failed, Outcome, SUCCESS, print};
 use crate::{control, socket};
@@ -63,14 +64,6 @@ fn line(out: &mut String, kind: &str, name: &str, state: &str, why: &str) {
     let line = format!("  {kind:<9}{name:<20} {state:<10} {why}");
     out.push_str(line.trim_end());
     out.push('\n');
-}
-
-fn members(list: &Value) -> impl Iterator<Item = &Value> {
-    list.as_array().into_iter().flatten()
-}
-
-fn text(value: &Value) -> String {
-    escape_text(value.as_str().unwrap_or_default()).into_owned()
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 use vahti_runtime::event::escape_text;
 
 use super::{change_level, state};
+use crate::answer::text;
 use crate::cli::LogArgs;
 use crate::config::LogLevel;
 use crate::output::{FAILURE, Failed, Outcome, SUCCESS, print};
@@ -36,22 +37,21 @@ pub(crate) fn log(args: &LogArgs) -> Outcome {
         let error = escape_text(error);
         return Err(Failed::failure(format!("the agent did not do that: {error}")));
     }
-    let text = if args.json { format!("{answer:#}\n") } else { to_text(&answer) };
-    print(&text)?;
+    let shown = if args.json { format!("{answer:#}\n") } else { to_text(&answer) };
+    print(&shown)?;
     let is_set = args.level.is_none_or(|level| answer["level"] == level.as_str());
     Ok(if is_set { SUCCESS } else { FAILURE })
 }
 
 fn to_text(answer: &Value) -> String {
-    let word = |key: &str| escape_text(answer[key].as_str().unwrap_or_default()).into_owned();
     let held = |reason: &str| answer["held_back"][reason].as_u64().unwrap_or(0);
     let lines = answer["lines"].as_object().into_iter().flatten();
     let lines: u64 = lines.filter_map(|(_, count)| count.as_u64()).sum();
     format!(
         "level {}, format {}\nlines written: {lines}\nheld back: {} that came too often, {} that \
          standard error did not take\n",
-        word("level"),
-        word("format"),
+        text(&answer["level"]),
+        text(&answer["format"]),
         held("rate"),
         held("stderr"),
     )

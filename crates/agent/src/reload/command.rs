@@ -5,6 +5,7 @@
 use serde_json::Value;
 use vahti_runtime::event::escape_text;
 
+use crate::answer::{members, text};
 use crate::cli::ReloadArgs;
 use crate::output::{FAILURE, Failed, Outcome, SUCCESS, print};
 use crate::{control, socket};
@@ -41,14 +42,6 @@ fn to_text(answer: &Value) -> String {
         _ => format!("nothing is new; generation {generation} stays in force\n"),
     });
     out
-}
-
-fn members(list: &Value) -> impl Iterator<Item = &Value> {
-    list.as_array().into_iter().flatten()
-}
-
-fn text(value: &Value) -> String {
-    escape_text(value.as_str().unwrap_or_default()).into_owned()
 }
 
 #[cfg(test)]
